@@ -1,0 +1,9 @@
+//! Verified bytes by digest.
+//!
+//! In: a pinned image and where it is (registry or layout on disk). Out: [`verified::VerifiedBytes`] (whole
+//! manifests and blobs, or decoded content of files inside layers) and nothing else; raw bytes never leave.
+//! Knows policy's types; must not know of jobs, of FUSE, of errno, nor of the command line.
+
+pub mod error;
+pub mod source;
+pub mod verified;

@@ -1,0 +1,39 @@
+//! Where blobs come from.
+
+use std::fmt;
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+use super::error::FetchError;
+use super::verified::VerifiedBytes;
+use crate::policy::digest::Digest;
+use crate::policy::image::Descriptor;
+
+/// One repository of a registry, or one image layout on disk.
+///
+/// Recoverable trouble (token expiry, redirects, 429, 5xx, resets, truncated bodies) is retried inside; a caller
+/// sets its deadline around the call by dropping the future. Ranges and streams are raw: the layer façade proves them.
+#[async_trait]
+pub trait BlobSource: Send + Sync + fmt::Debug {
+    /// The manifest or index with this digest and its media type. At most 4 MiB, checked.
+    async fn manifest(&self, digest: &Digest) -> Result<(String, VerifiedBytes), FetchError>;
+
+    /// The digest that a tag names now; `None` if there is no such tag.
+    async fn resolve(&self, tag: &str) -> Result<Option<Digest>, FetchError>;
+
+    /// A whole blob of at most `limit` bytes, checked.
+    async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<VerifiedBytes, FetchError>;
+
+    /// The blob's raw bytes from `from` to its end, in order, resumed inside after a reset. Not checked.
+    async fn stream(
+        &self,
+        blob: &Descriptor,
+        from: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError>;
+
+    /// Exactly the raw bytes of `range`. Not checked.
+    async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes, FetchError>;
+}

@@ -1,0 +1,181 @@
+//! Who carries out a finished plan.
+//!
+//! An executor takes a [`Launch`], which holds everything: it decides nothing and looks nothing up. The real one is
+//! an OCI runtime driven by a shim process that is no child of the daemon; tests script another.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::policy::addon::Network;
+
+/// Everything a run needs, except its secrets. Written to `launch.json` in the run's folder for the shim.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LaunchSpec {
+    /// Run id: unique for ever, `[a-z0-9-]+`; names the container and the cgroup.
+    pub run_id: String,
+    /// The merged image as seen on the mount (`M/.addonfs/images/sha256-…/rootfs`): lower directory of the overlay.
+    pub rootfs: PathBuf,
+    /// Command and arguments, exec form.
+    pub argv: Vec<String>,
+    /// The complete environment, without secrets.
+    pub env: Vec<(String, String)>,
+    /// Working directory inside the container.
+    pub cwd: String,
+    /// `USER` of the image as written (`""`, `1000`, `1000:1000`, `postgres`, `postgres:postgres`).
+    pub user: String,
+    /// Root file system read-only.
+    pub read_only_root: bool,
+    /// Network of the container.
+    pub network: NetworkSpec,
+    /// Limits; `None` is unlimited.
+    pub cpu_millis: Option<u64>,
+    /// Bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Wall-clock limit in milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// From TERM to KILL at cancel and timeout, in milliseconds.
+    pub grace_ms: u64,
+    /// Size limit of `/tmp`, bytes.
+    pub tmp_bytes: u64,
+    /// Size limit of `RUN_DIR`, bytes.
+    pub out_bytes: u64,
+    /// Most bytes kept of stdout and of stderr each.
+    pub log_bytes: u64,
+    /// A host folder bound as `DATA_DIR`, where policy grants it.
+    pub data_dir: Option<PathBuf>,
+    /// Content of `/run/addonfs/args.json`.
+    pub args_json: String,
+    /// Whether stdin is the run's `stdin` pipe (else /dev/null).
+    pub stdin: bool,
+    /// Names of the secrets, so that masking and files can be checked. Values travel apart.
+    pub secret_names: Vec<String>,
+}
+
+/// Network of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkSpec {
+    /// A new, empty network namespace.
+    None,
+    /// An own namespace with outgoing network through pasta or slirp4netns.
+    User,
+    /// The host's network (granted by `overrides.network: [host]`).
+    Host,
+}
+
+/// A launch: the spec, the secrets, and the run's folder.
+pub struct Launch {
+    /// The spec.
+    pub spec: LaunchSpec,
+    /// Secret values by name; memory only.
+    pub secrets: Vec<(String, Zeroizing<String>)>,
+    /// The run's folder on disk: `launch.json`, `stdout`, `stderr`, `stdin`, `out/`, `exit.json`, `shim.json`.
+    pub run_dir: PathBuf,
+}
+
+impl fmt::Debug for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Launch").field("spec", &self.spec).field("run_dir", &self.run_dir).finish()
+    }
+}
+
+/// Identifies a shim across daemon restarts: a pid alone may be reused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShimId {
+    /// Process id.
+    pub pid: i32,
+    /// Start time of the process in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+}
+
+/// How a run ended; `exit.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Why it ended.
+    pub cause: Cause,
+    /// Exit code of the job (128+n for signal n); `None` if it never ran.
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Words, when the executor could not run it or killed it.
+    pub message: Option<String>,
+    /// Milliseconds since 1970 at which the job's process started and ended.
+    pub started_ms: Option<u64>,
+    /// See `started_ms`.
+    pub ended_ms: u64,
+    /// CPU time used, microseconds, where the cgroup tells.
+    pub cpu_usec: Option<u64>,
+    /// Peak memory, bytes, where the cgroup tells.
+    pub memory_peak: Option<u64>,
+    /// Killed by the kernel for lack of memory.
+    pub oom_killed: bool,
+    /// Bytes of stdout and stderr dropped above `log_bytes`.
+    pub log_dropped: u64,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// The job's process exited or died by itself.
+    Exited,
+    /// Canceled by request.
+    Canceled,
+    /// Killed at its timeout.
+    Timeout,
+    /// The runtime could not start it.
+    Refused,
+    /// The shim is gone and left no outcome.
+    Lost,
+}
+
+/// What to tell a live run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// TERM, grace, KILL, cleanup; the outcome is `Canceled`.
+    Cancel,
+    /// Send this signal to the job's process. KILL also ends everything of the container.
+    Signal(i32),
+}
+
+/// Which runtime an executor uses.
+#[derive(Debug, Clone, Serialize)]
+pub struct RuntimeInfo {
+    /// `runc`, `crun`, `youki`; empty when there is none.
+    pub name: String,
+    /// Its path.
+    pub path: PathBuf,
+    /// Its version, first line of `--version`.
+    pub version: String,
+}
+
+/// Carries out launches.
+#[async_trait]
+pub trait Executor: Send + Sync + fmt::Debug {
+    /// The runtime in use, or the reason why there is none (words for `container.runtime.unavailable`).
+    fn runtime(&self) -> Result<RuntimeInfo, String>;
+
+    /// Whether the network of this plan can be given on this host; the reason and remedy if not.
+    fn can_network(&self, network: Network) -> Result<NetworkSpec, String>;
+
+    /// Starts a shim for the launch. When this returns the shim is a process of its own and survives the daemon.
+    async fn start(&self, launch: Launch) -> Result<ShimId, String>;
+
+    /// Waits until the shim is gone; reads `exit.json`. Works for shims of an earlier daemon too.
+    async fn wait(&self, run_dir: &Path, shim: &ShimId) -> Outcome;
+
+    /// Tells a live shim to stop its job.
+    async fn stop(&self, run_dir: &Path, shim: &ShimId, stop: Stop) -> Result<(), String>;
+
+    /// How long a caller should expect a start to take at most.
+    fn start_deadline(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+}

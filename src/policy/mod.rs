@@ -1,0 +1,14 @@
+//! What may be used, and as what.
+//!
+//! In: bytes whose digest was checked by somebody else, configuration, keys. Out: typed facts (`PinnedRef`,
+//! `ImageManifest`, `AddonManifest`, `AdmittedAddon`) or a [`code::Denied`] that names the reason.
+//! Pure and synchronous: this room must not know of the network, of tokio, of FUSE, nor of any other room.
+
+pub mod addon;
+pub mod arguments;
+pub mod code;
+pub mod digest;
+pub mod event;
+pub mod image;
+pub mod reference;
+pub mod source;

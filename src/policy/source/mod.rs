@@ -1,0 +1,5 @@
+//! A source: what the configuration asks for ([`spec`]) and how far it is ([`status`]).
+//!
+//! The transitions are pure and live here; `cli::daemon` drives them.
+
+pub mod spec;
