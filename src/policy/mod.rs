@@ -10,5 +10,7 @@ pub mod code;
 pub mod digest;
 pub mod event;
 pub mod image;
+pub mod image_config;
+pub mod platform;
 pub mod reference;
 pub mod source;
