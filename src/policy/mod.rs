@@ -6,9 +6,13 @@
 
 pub mod addon;
 pub mod arguments;
+pub mod ceiling;
 pub mod code;
 pub mod digest;
+pub mod duration;
 pub mod event;
 pub mod image;
+pub mod quantity;
 pub mod reference;
 pub mod source;
+pub mod yaml;
