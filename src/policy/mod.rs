@@ -12,6 +12,7 @@ pub mod digest;
 pub mod duration;
 pub mod event;
 pub mod image;
+pub(crate) mod nearest;
 pub mod quantity;
 pub mod reference;
 pub mod source;
