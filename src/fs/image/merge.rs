@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::TreeError;
-use super::entry::{Entry, EntryKind};
+use crate::fetch::index::{Entry, EntryKind};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
