@@ -22,7 +22,8 @@ async fn an_image_goes_from_a_layout_to_a_registry_and_back() {
     let folder = tempfile::tempdir().unwrap();
     let registry = DockerRegistry::start();
     let big = noise(1, 3 << 20);
-    let (layout, digest, layers) = image::write(folder.path(), "v1", &[big.clone(), vec![], noise(2, 10)]).await;
+    let (layout, digest, layers) =
+        image::write(folder.path(), "v1", &[big.clone(), vec![], noise(2, 10)]).await;
     let from: Arc<dyn BlobSource> = layout;
     let to = registry.repository("org/tools");
 
@@ -68,10 +69,8 @@ async fn an_image_goes_from_a_layout_to_a_registry_and_back() {
 async fn a_password_is_sent_when_asked_for() {
     let registry = DockerRegistry::start_with(&Login::Basic);
     let with = |credential| RegistryOptions { credentials: Credentials::fixed(credential), ..quick() };
-    let login = |password: &str| Credential::Basic {
-        username: BASIC.0.to_owned(),
-        password: Secret::new(password),
-    };
+    let login =
+        |password: &str| Credential::Basic { username: BASIC.0.to_owned(), password: Secret::new(password) };
     let content = noise(3, 1000);
     let blob = image::descriptor(image::LAYER, &content);
 

@@ -7,6 +7,7 @@
 pub mod credentials;
 mod document;
 pub mod error;
+pub mod index;
 pub mod layout;
 pub mod push;
 pub mod registry;

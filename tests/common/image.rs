@@ -37,7 +37,8 @@ pub fn descriptor(media_type: &str, content: &[u8]) -> Descriptor {
 /// An image whose layers are the given bytes (which need be no tar), in the layout at `path` under `tag`.
 pub async fn write(path: &Path, tag: &str, layers: &[Vec<u8>]) -> (Arc<Layout>, Digest, Vec<Descriptor>) {
     let layout = Layout::create(path).expect("layout");
-    let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
+    let config =
+        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
     let config_descriptor = descriptor(CONFIG, &config);
     layout.put_blob(&config_descriptor, BlobContent::bytes(config)).await.expect("config");
     let mut descriptors = vec![];
