@@ -123,7 +123,7 @@ mod tests {
     async fn base_of(name: &str, insecure: bool, speaks: &str) -> Option<String> {
         let endpoint = Endpoint::new(name, "a/b", insecure);
         let found = endpoint
-            .base(async |url: &Url| if url.scheme() == speaks { Ok(()) } else { Err(protocol("no answer")) })
+            .base(async |url: Url| if url.scheme() == speaks { Ok(()) } else { Err(protocol("no answer")) })
             .await;
         found.ok().map(|base| endpoint.url(base, &["blobs", "sha256:00"]).to_string())
     }
