@@ -11,6 +11,7 @@ pub mod code;
 pub mod digest;
 pub mod duration;
 pub mod event;
+pub mod fields;
 pub mod image;
 pub mod image_config;
 pub mod mount_path;
