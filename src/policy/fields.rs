@@ -5,6 +5,7 @@
 //! program, a warning.
 
 use super::code::{Code, Denied};
+use super::nearest::nearest;
 use super::yaml::{Entry, Kind, Node, Problem, join};
 
 /// For whom a file was written.
@@ -167,7 +168,7 @@ impl<'n> Fields<'n> {
     /// Tells of the keys that nobody took.
     pub fn finish(self, report: &mut Report) {
         for entry in self.entries.iter().filter(|entry| !self.asked.contains(&entry.key.as_str())) {
-            let near = self.asked.iter().find(|known| nearly(known, &entry.key));
+            let near = nearest(&entry.key, self.asked.iter().copied());
             let hint = near.map(|known| format!("did you mean {known}?")).unwrap_or_default();
             let problem = Problem {
                 line: entry.line,
@@ -184,23 +185,6 @@ impl<'n> Fields<'n> {
     }
 }
 
-/// The same letters but for case, `_` and `-`, or one letter too many, too few or other.
-fn nearly(known: &str, written: &str) -> bool {
-    let plain = |text: &str| -> Vec<char> {
-        text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
-    };
-    let (known, written) = (plain(known), plain(written));
-    let same = known.iter().zip(&written).take_while(|(a, b)| a == b).count();
-    let (known, written) = (known.get(same..).unwrap_or_default(), written.get(same..).unwrap_or_default());
-    match (known, written) {
-        ([], []) => true,
-        ([_, a @ ..], [_, b @ ..]) if a == b => true,
-        ([_, a @ ..], b) if a == b => true,
-        (a, [_, b @ ..]) if a == b => true,
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +192,7 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_placed_and_explained() {
-        let node = yaml::parse(b"a: 1\nprofil: x\nb:\n  - 1\nc: ~\n").unwrap();
+        let node = yaml::parse(b"a: 1\nprofil: x\nlisten:\n  - 1\nc: ~\n").unwrap();
         for (dialect, refused) in [(Dialect::Addonfs, true), (Dialect::Flowd, false)] {
             let mut report = Report::new(dialect);
             let mut fields = Field::root(&node).fields(&mut report).unwrap();
@@ -222,7 +206,7 @@ mod tests {
                     assert_eq!(
                         denied.message,
                         "x.yaml: line 2, column 1: /profil: unknown key \"profil\" (did you mean profile?)\n\
-                         x.yaml: line 3, column 1: /b: unknown key \"b\""
+                         x.yaml: line 3, column 1: /listen: unknown key \"listen\""
                     );
                 }
                 Ok(warnings) => assert!(!refused && warnings.len() == 2),

@@ -5,6 +5,7 @@
 //! Pure and synchronous: this room must not know of the network, of tokio, of FUSE, nor of any other room.
 
 pub mod addon;
+pub mod admit;
 pub mod arguments;
 pub mod ceiling;
 pub mod code;

@@ -4,3 +4,4 @@
 
 pub mod parse;
 pub mod spec;
+pub mod status;
