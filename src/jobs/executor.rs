@@ -13,13 +13,13 @@ use zeroize::Zeroizing;
 
 use crate::policy::addon::Network;
 
-/// `RUN_DIR` inside the container: `out/` of the run's folder.
+/// Where a container finds its `RUN_DIR`: what it writes there becomes `runs/<name>/out/`.
 pub const RUN_DIR_INSIDE: &str = "/run/addonfs/out";
-/// `DATA_DIR` inside the container, where policy grants it: [`LaunchSpec::data_dir`].
+/// Where a container finds its `DATA_DIR`, if it has one.
 pub const DATA_DIR_INSIDE: &str = "/run/addonfs/data";
-/// The arguments without secrets inside the container: [`LaunchSpec::args_json`].
-pub const ARGS_INSIDE: &str = "/run/addonfs/args.json";
-/// The folder of the secrets inside the container.
+/// Where a container finds its arguments as JSON, without secrets.
+pub const ARGS_JSON_INSIDE: &str = "/run/addonfs/args.json";
+/// The folder of the secrets inside the container; one 0600 file each.
 pub const SECRETS_INSIDE: &str = "/run/secrets";
 /// File of the run's folder that holds the [`ShimId`] as JSON. The shim writes it (temporary name, then rename)
 /// before the job's process starts, so that a daemon that died during [`Executor::start`] can be followed.
@@ -164,6 +164,9 @@ pub enum Stop {
     Cancel,
     /// Send this signal to the job's process. KILL also ends everything of the container.
     Signal(i32),
+    /// End the job's stdin: the shim closes its own writing end of the run's `stdin` pipe, which it held open so
+    /// that writers may come and go. The job reads end of file when no other writer is left.
+    Eof,
 }
 
 /// Which runtime an executor uses.
@@ -197,6 +200,12 @@ pub trait Executor: Send + Sync + fmt::Debug {
 
     /// Tells a live shim that nothing more will be written to [`STDIN_FIFO`]; what is in it is still read.
     async fn end_stdin(&self, run_dir: &Path, shim: &ShimId) -> Result<(), String>;
+
+    /// The limits of a [`LaunchSpec`] that this host cannot keep, in words (for `limits_unavailable` of plans and
+    /// records): a host without the pids controller, for example, cannot bound processes.
+    fn limits_unavailable(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// How long a caller should expect a start to take at most.
     fn start_deadline(&self) -> Duration {
