@@ -222,26 +222,16 @@ pub(super) fn pretty(value: &Value) -> Vec<u8> {
     text
 }
 
+/// Records for tests of this room.
 #[cfg(test)]
-mod tests {
+pub(super) mod samples {
     use super::*;
 
-    pub(crate) fn outcome(cause: Cause, exit_code: Option<i32>) -> Outcome {
-        Outcome {
-            cause,
-            exit_code,
-            signal: None,
-            message: None,
-            started_ms: Some(1_000),
-            ended_ms: 2_500,
-            cpu_usec: Some(7),
-            memory_peak: None,
-            oom_killed: false,
-            log_dropped: 0,
-        }
+    pub(in crate::jobs) fn numbered(number: u64) -> Record {
+        Record { number, ..running() }
     }
 
-    fn running() -> Record {
+    pub(in crate::jobs) fn running() -> Record {
         Record {
             number: 1,
             id: "r1-00000001".into(),
@@ -289,6 +279,26 @@ mod tests {
             log_dropped: None,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(cause: Cause, exit_code: Option<i32>) -> Outcome {
+        Outcome {
+            cause,
+            exit_code,
+            signal: None,
+            message: None,
+            started_ms: Some(1_000),
+            ended_ms: 2_500,
+            cpu_usec: Some(7),
+            memory_peak: None,
+            oom_killed: false,
+            log_dropped: 0,
+        }
+    }
 
     #[test]
     fn outcomes_become_states_and_exit_codes() {
@@ -306,7 +316,7 @@ mod tests {
             (Cause::Lost, None, RunState::Lost, 125),
         ];
         for (cause, code, state, exit_code) in cases {
-            let mut record = running();
+            let mut record = super::samples::running();
             record.end_with(&outcome(cause, code));
             assert_eq!((record.state, record.exit_code), (state, Some(exit_code)), "{cause:?} {code:?}");
             assert_eq!(record.error.is_none(), state == RunState::Succeeded, "{cause:?} {code:?}");
@@ -315,7 +325,7 @@ mod tests {
 
     #[test]
     fn renders_every_field_always() {
-        let mut record = running();
+        let mut record = super::samples::running();
         let keys = |record: &Record| -> Vec<String> {
             let value: Map<String, Value> = serde_json::from_slice(&record.render()).unwrap();
             value.keys().cloned().collect()
