@@ -14,6 +14,7 @@ pub mod event;
 pub mod image;
 pub mod image_config;
 pub mod mount_path;
+pub(crate) mod nearest;
 pub mod platform;
 pub mod quantity;
 pub mod reference;
