@@ -13,6 +13,7 @@ use crate::policy::image::ImageConfig;
 pub mod error;
 pub mod executor;
 pub mod oci;
+pub mod runner;
 pub mod spawner;
 
 /// An admitted add-on as this room needs it.
