@@ -34,6 +34,7 @@ mod queue;
 mod record;
 mod retention;
 mod run;
+pub mod runner;
 pub mod spawner;
 mod start;
 mod state;
