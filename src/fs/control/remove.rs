@@ -1,0 +1,116 @@
+//! mkdir claims a run, rmdir takes it away; unlink is there so that `rm -r` of a finished run works.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::attr::Attr;
+use super::find::Found;
+use super::out::OutFolder;
+use super::run_files::{NAMES, Slot};
+use super::runs::Runs;
+use super::tree::Node;
+use super::{ControlTree, Request, inode};
+use crate::fs::error::FsError;
+use crate::jobs::Run;
+use crate::jobs::error::JobError;
+use crate::jobs::state::RunState;
+
+impl ControlTree {
+    /// Makes a run. Exactly one of many callers with the same name wins; a request that the kernel sends again finds
+    /// the directory that it made.
+    pub fn mkdir(&self, request: &Request, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
+        let found = self.find(parent)?;
+        let Some(Node::RunsOf(job)) = found.node() else { return Err(FsError::NotOffered) };
+        let Some(name) = name.to_str() else {
+            let words = "the name of a run is [a-z0-9][a-z0-9._-]{0,62}";
+            self.refused(words);
+            return Err(FsError::Invalid(words.to_owned()));
+        };
+        match self.runs.handle().create_run(job, name, &request.caller()) {
+            Ok(run) => self.attr(&Found::Run(run, Slot::Dir)),
+            Err(JobError::Exists(_)) => {
+                let made = self.runs.of_job_by_name(job, name);
+                match made.filter(|run| request.resent && is_own_claim(request, run)) {
+                    Some(run) => self.attr(&Found::Run(run, Slot::Dir)),
+                    None => Err(FsError::Exists),
+                }
+            }
+            Err(refused) => {
+                self.refused(&refused.to_string());
+                Err(refused.into())
+            }
+        }
+    }
+
+    /// Removes a finished run whole, or an empty directory of its `out/`.
+    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<(), FsError> {
+        match self.find(parent)? {
+            Found::Run(run, Slot::Dir) if name == "out" => {
+                idle(&run)?;
+                match OutFolder::open(run.dir()).and_then(|out| out.list(Path::new(""))) {
+                    Ok(left) if !left.is_empty() => Err(FsError::NotEmpty),
+                    _ => {
+                        self.runs.hide(&run, Slot::Out);
+                        Ok(())
+                    }
+                }
+            }
+            Found::Run(..) => Err(FsError::NotDirectory),
+            Found::Out(run, path) => {
+                idle(&run)?;
+                OutFolder::open(run.dir())?.remove(&path, name, true)
+            }
+            found => match found.node() {
+                Some(Node::RunsOf(job)) => self.remove_run(job, name),
+                _ => Err(FsError::NotOffered),
+            },
+        }
+    }
+
+    /// Takes a file of a finished run out of sight; below `out/` it is removed for good.
+    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<(), FsError> {
+        match self.find(parent)? {
+            Found::Run(run, Slot::Dir) => {
+                let slot = name.to_str().and_then(Slot::of_name).ok_or(FsError::NotFound)?;
+                if slot == Slot::Out {
+                    return Err(FsError::IsDirectory);
+                }
+                idle(&run)?;
+                self.runs.hide(&run, slot);
+                Ok(())
+            }
+            Found::Out(run, path) => {
+                idle(&run)?;
+                OutFolder::open(run.dir())?.remove(&path, name, false)
+            }
+            _ => Err(FsError::NotOffered),
+        }
+    }
+
+    fn remove_run(&self, job: &str, name: &OsStr) -> Result<(), FsError> {
+        let run = name.to_str().and_then(|name| self.runs.of_job_by_name(job, name));
+        let run = run.ok_or(FsError::NotFound)?;
+        if let Err(refused) = self.runs.handle().remove_run(&run) {
+            self.refused(&refused.to_string());
+            return Err(refused.into());
+        }
+        let number = run.number();
+        self.contents.forget(NAMES.iter().map(|(_, slot)| inode::of_run(number, *slot as u8)));
+        self.runs.forget(number);
+        Ok(())
+    }
+}
+
+/// The run that this very request made before the daemon died: nobody has started it since.
+fn is_own_claim(request: &Request, run: &Arc<Run>) -> bool {
+    run.owner().0 == request.uid && run.state() == RunState::Created
+}
+
+/// Nothing is taken from a run that lives.
+fn idle(run: &Run) -> Result<(), FsError> {
+    if Runs::is_live(run) {
+        return Err(FsError::Busy(format!("run {} is {}: cancel it first", run.id(), run.state().as_str())));
+    }
+    Ok(())
+}
