@@ -6,9 +6,19 @@
 
 pub mod addon;
 pub mod arguments;
+pub mod ceiling;
 pub mod code;
 pub mod digest;
+pub mod duration;
 pub mod event;
 pub mod image;
+pub mod image_config;
+pub mod mount_path;
+pub(crate) mod nearest;
+pub mod platform;
+pub mod quantity;
 pub mod reference;
+pub mod rules;
 pub mod source;
+pub mod trust;
+pub mod yaml;
