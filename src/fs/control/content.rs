@@ -120,8 +120,7 @@ mod tests {
 
     fn show(contents: &Contents, stamp: u64, text: &str, handle: Option<u64>) -> String {
         let bytes: Arc<[u8]> = text.as_bytes().into();
-        let source =
-            Source { stamp, born: SystemTime::UNIX_EPOCH, render: &|| Arc::clone(&bytes) };
+        let source = Source { stamp, born: SystemTime::UNIX_EPOCH, render: &|| Arc::clone(&bytes) };
         let seen = match handle {
             Some(handle) => contents.open(7, handle, &source),
             None => contents.view(7, &source).bytes,

@@ -21,8 +21,6 @@ pub(super) enum Handle {
     Disk(Arc<File>),
     /// A listing as it was when it was opened.
     Listing(Arc<Vec<DirEntry>>),
-    /// The state word of a run as its handle last saw it, for poll.
-    State { bytes: Arc<[u8]>, finished: bool, seen: Option<u64> },
 }
 
 /// The open files of this daemon.
@@ -61,9 +59,7 @@ impl Handles {
 
     /// The bytes of a rendered file were read to the end: a read from the start begins anew.
     pub(super) fn finish(&self, number: u64) {
-        if let Some(Handle::Content { finished, .. } | Handle::State { finished, .. }) =
-            lock(&self.open).get_mut(&number)
-        {
+        if let Some(Handle::Content { finished, .. }) = lock(&self.open).get_mut(&number) {
             *finished = true;
         }
     }

@@ -1,18 +1,16 @@
 //! lookup, getattr, readlink, readdir.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::attr::{Attr, DirEntry, Kind, TTL_NONE, TTL_STATIC};
 use super::find::Found;
 use super::handles::Handle;
 use super::out::{OutFolder, OutStat, single};
 use super::run_files::{NAMES, Slot};
-use super::runs::Runs;
-use super::tree::{Fact, IMAGES_NAME, Node};
+use super::tree::{Dir, Fact, IMAGES_NAME, Node, StaticTree};
 use super::{ControlTree, inode};
 use crate::fs::error::FsError;
 use crate::jobs::Run;
@@ -112,31 +110,37 @@ impl ControlTree {
         }
     }
 
+    /// The names of a directory, `.` and `..` first: the kernel adds neither.
     fn list(&self, ino: u64) -> Result<Vec<DirEntry>, FsError> {
         let found = self.find(ino)?;
-        match &found {
-            Found::Out(run, path) => self.list_out(run, path),
-            Found::Run(run, Slot::Dir) => Ok(self.list_run(run)),
-            Found::Run(..) => Err(FsError::NotDirectory),
+        let (parent, names) = match &found {
+            Found::Out(run, path) => (self.parent_of_out(run, path), self.list_out(run, path)?),
+            Found::Run(run, Slot::Dir) => (inode::of_static("runs", run.job_id()), self.list_run(run)),
+            Found::Run(..) => return Err(FsError::NotDirectory),
             Found::Static(tree, _) => match found.node() {
-                Some(Node::Dir(dir)) => {
-                    let listed = dir.names.iter().filter(|(name, _)| ino != inode::ROOM || *name != IMAGES_NAME);
-                    Ok(listed
-                        .map(|(name, ino)| DirEntry {
-                            name: name.into(),
-                            ino: *ino,
-                            kind: tree.node(*ino).map_or(Kind::File, kind_of),
-                        })
-                        .collect())
-                }
+                Some(Node::Dir(dir)) => (dir.parent, list_static(tree, ino, dir)),
                 Some(Node::RunsOf(job)) => {
-                    Ok(run_entries(self.runs.of_job(job), |run| run.name(), Slot::Dir, Kind::Dir))
+                    let runs = self.runs.of_job(job);
+                    (inode::of_static("dir", job), run_entries(&runs, Run::name, Slot::Dir, Kind::Dir))
                 }
                 Some(Node::RunLinks) => {
-                    Ok(run_entries(self.runs.all(), |run| run.id(), Slot::Link, Kind::Symlink))
+                    (inode::ROOM, run_entries(&self.runs.all(), Run::id, Slot::Link, Kind::Symlink))
                 }
-                _ => Err(FsError::NotDirectory),
+                _ => return Err(FsError::NotDirectory),
             },
+        };
+        let dots = [(".", ino), ("..", parent)];
+        let dots = dots.map(|(name, ino)| DirEntry { name: name.into(), ino, kind: Kind::Dir });
+        Ok(dots.into_iter().chain(names).collect())
+    }
+
+    fn parent_of_out(&self, run: &Run, path: &Path) -> u64 {
+        let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+        let stat = above.and_then(|above| OutFolder::open(run.dir()).ok()?.stat(above).ok());
+        match stat {
+            Some(stat) => inode::of_out(run.number(), stat.real),
+            None if path.as_os_str().is_empty() => inode::of_run(run.number(), Slot::Dir as u8),
+            None => inode::of_run(run.number(), Slot::Out as u8),
         }
     }
 
@@ -260,9 +264,9 @@ impl ControlTree {
         (uid, self.options.group.unwrap_or(gid))
     }
 
-    /// Last change of the run's folder on disk, for files that were never seen to change.
+    /// Last change of the run, for files that were never seen to change.
     pub(super) fn run_born(&self, run: &Run) -> SystemTime {
-        run.dir().metadata().and_then(|found| found.modified()).unwrap_or(self.started)
+        SystemTime::UNIX_EPOCH + Duration::from_millis(run.changed_ms())
     }
 
     pub(super) fn events_path(&self, source: Option<&str>) -> Option<PathBuf> {
@@ -301,16 +305,24 @@ fn link_target(run: &Run) -> String {
     format!("../../{}/runs/{}", run.job_id(), run.name())
 }
 
-fn run_entries(
-    runs: Vec<Arc<Run>>,
-    name: impl Fn(&Run) -> &str,
-    slot: Slot,
-    kind: Kind,
-) -> Vec<DirEntry> {
-    let mut entries: Vec<DirEntry> = runs
-        .iter()
-        .map(|run| DirEntry { name: name(run).into(), ino: inode::of_run(run.number(), slot as u8), kind })
-        .collect();
+fn list_static(tree: &StaticTree, ino: u64, dir: &Dir) -> Vec<DirEntry> {
+    let listed = dir.names.iter().filter(|(name, _)| ino != inode::ROOM || *name != IMAGES_NAME);
+    listed
+        .map(|(name, ino)| DirEntry {
+            name: name.into(),
+            ino: *ino,
+            kind: tree.node(*ino).map_or(Kind::File, kind_of),
+        })
+        .collect()
+}
+
+fn run_entries(runs: &[Arc<Run>], name: impl Fn(&Run) -> &str, slot: Slot, kind: Kind) -> Vec<DirEntry> {
+    let entry = |run: &Arc<Run>| DirEntry {
+        name: name(run).into(),
+        ino: inode::of_run(run.number(), slot as u8),
+        kind,
+    };
+    let mut entries: Vec<DirEntry> = runs.iter().map(entry).collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     entries
 }

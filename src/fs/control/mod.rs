@@ -48,14 +48,10 @@ mod runs;
 mod tree;
 mod write;
 
-#[cfg(test)]
-mod scripted;
-#[cfg(test)]
-mod tests;
-
 pub use attr::{Attr, DirEntry, Kind, TTL_NONE, TTL_STATIC};
+pub use lookup::Listing;
 pub use read::{Opened, Wake};
-pub use write::Change;
+pub use write::{Change, Written};
 
 /// What the tree is told at start and never changes.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
@@ -124,7 +124,8 @@ impl OutFolder {
     fn at(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, FsError> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&self.base, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(refusal)
+        rustix::fs::openat2(&self.base, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+            .map_err(refusal)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::libc;
+use tokio::sync::watch::Receiver;
 
 use super::find::Found;
 use super::handles::Handle;
@@ -17,7 +18,7 @@ use super::run_files::Slot;
 use super::tree::Node;
 use super::{ControlTree, lock};
 use crate::fs::error::FsError;
-use crate::jobs::Run;
+use crate::jobs::state::RunState;
 
 /// How a file was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,6 @@ impl ControlTree {
         Ok(match found {
             Found::Out(run, path) => Some(Handle::Disk(Arc::new(OutFolder::open(run.dir())?.file(path)?))),
             Found::Run(_, Slot::Dir) => return Err(FsError::IsDirectory),
-            Found::Run(run, Slot::State) => Some(self.state_handle(run, handle)),
             Found::Run(run, slot) if slot.is_rendered() => {
                 let bytes = self.open_run(run, *slot, handle);
                 Some(Handle::Content { bytes, finished: false })
@@ -91,9 +91,6 @@ impl ControlTree {
             Some(Handle::Content { bytes, finished }) if !(finished && offset == 0) => {
                 self.give(ino, handle, bytes, offset, size)
             }
-            Some(Handle::State { bytes, finished, .. }) if !(finished && offset == 0) => {
-                self.give(ino, handle, bytes, offset, size)
-            }
             // read to the end and now from the start again, or not opened with this daemon
             _ => self.read_anew(ino, &found?, handle, offset, size),
         }
@@ -114,9 +111,7 @@ impl ControlTree {
         self.handles.set(handle, open.clone());
         match open {
             Handle::Disk(file) => read_disk(&file, offset, size),
-            Handle::Content { bytes, .. } | Handle::State { bytes, .. } => {
-                self.give(ino, handle, bytes, offset, size)
-            }
+            Handle::Content { bytes, .. } => self.give(ino, handle, bytes, offset, size),
             Handle::Ctl(_) | Handle::Listing(_) => Err(FsError::Stale),
         }
     }
@@ -151,31 +146,26 @@ impl ControlTree {
         let Found::Run(run, Slot::State) = self.find(ino)? else { return Ok(always & events) };
         self.contents.finished(ino, handle); // who waits is not reading
         let moves = run.subscribe();
+        let state = run.state();
         let seen = match self.handles.get(handle) {
-            Some(Handle::State { finished: true, seen, .. }) => seen,
-            _ => None, // not read yet
+            Some(Handle::Content { bytes, finished: true }) => {
+                bytes.trim_ascii_end() == state.as_str().as_bytes()
+            }
+            _ => false, // not read yet
         };
-        if run.state().is_final() || seen != Some(run.state()) {
-            return Ok((libc::POLLIN | libc::POLLRDNORM | libc::POLLPRI) as u32 & (events | libc::POLLPRI as u32));
+        if state.is_final() || !seen {
+            return Ok(
+                (libc::POLLIN | libc::POLLRDNORM | libc::POLLPRI) as u32 & (events | libc::POLLPRI as u32)
+            );
         }
         if let Some(wake) = wake {
-            self.options.runtime.spawn(wake_on_move(moves, run.state(), wake));
+            self.options.runtime.spawn(wake_on_move(moves, state, wake));
         }
         Ok(0)
     }
-
-    fn state_handle(&self, run: &Run, handle: u64) -> Handle {
-        // the state before the bytes: should it move in between, poll wakes once too often and never too late
-        let seen = Some(run.state());
-        Handle::State { bytes: self.open_run(run, Slot::State, handle), finished: false, seen }
-    }
 }
 
-async fn wake_on_move(
-    mut moves: tokio::sync::watch::Receiver<crate::jobs::state::RunState>,
-    seen: crate::jobs::state::RunState,
-    wake: Wake,
-) {
+async fn wake_on_move(mut moves: Receiver<RunState>, seen: RunState, wake: Wake) {
     // an error means the run is gone, which is a move too
     let _ = moves.wait_for(|state| *state != seen).await;
     wake();
@@ -202,7 +192,9 @@ fn read_disk(file: &File, offset: u64, size: u32) -> Result<Vec<u8>, FsError> {
             Ok(0) => break,
             Ok(more) => filled += more,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(FsError::Internal(format!("the file behind this one cannot be read: {error}"))),
+            Err(error) => {
+                return Err(FsError::Internal(format!("the file behind this one cannot be read: {error}")));
+            }
         }
     }
     buffer.truncate(filled);

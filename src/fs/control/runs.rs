@@ -58,6 +58,11 @@ impl Runs {
         self.jobs.runs()
     }
 
+    /// How many runs there are.
+    pub(super) fn count(&self) -> usize {
+        self.jobs.runs().len()
+    }
+
     pub(super) fn of_job(&self, job: &str) -> Vec<Arc<Run>> {
         self.jobs.runs_of(job)
     }

@@ -120,12 +120,6 @@ impl StaticTree {
         self.program
     }
 
-    /// The number of `runs/` of a job.
-    pub(super) fn runs_dir(&self, job: &str) -> Option<u64> {
-        let ino = inode::of_static("runs", job);
-        self.nodes.contains_key(&ino).then_some(ino)
-    }
-
     fn add_room(&mut self) {
         let fixed_dir = |parent| Node::Dir(Dir { parent, ..Dir::default() });
         self.insert(inode::ROOT, ROOM_NAME, inode::ROOM, fixed_dir(inode::ROOT));
@@ -238,7 +232,9 @@ pub(super) fn stale_names(old: &StaticTree, new: &StaticTree) -> Vec<(u64, Strin
     let mut stale = Vec::new();
     let mut open = vec![inode::ROOT];
     while let Some(at) = open.pop() {
-        let (Some(Node::Dir(before)), Some(Node::Dir(after))) = (old.node(at), new.node(at)) else { continue };
+        let (Some(Node::Dir(before)), Some(Node::Dir(after))) = (old.node(at), new.node(at)) else {
+            continue;
+        };
         for (name, ino) in &before.names {
             if [inode::ROOM, inode::IMAGES, inode::SOURCES, inode::RUN_LINKS].contains(ino) {
                 open.push(*ino);

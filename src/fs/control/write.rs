@@ -75,7 +75,8 @@ impl ControlTree {
     pub fn setattr(&self, ino: u64, change: &Change) -> Result<Attr, FsError> {
         let found = self.find(ino)?;
         let now = self.attr(&found)?;
-        let keeps_owner = change.uid.is_none_or(|uid| uid == now.uid) && change.gid.is_none_or(|gid| gid == now.gid);
+        let keeps_owner =
+            change.uid.is_none_or(|uid| uid == now.uid) && change.gid.is_none_or(|gid| gid == now.gid);
         let keeps_mode = change.mode.is_none_or(|mode| mode & 0o7777 == u32::from(now.perm));
         let offered = match &found {
             Found::Run(_, Slot::Args) => keeps_owner,
@@ -102,7 +103,8 @@ impl ControlTree {
 
     fn write_args(&self, run: &Run, offset: u64, data: &[u8], flags: i32) -> Result<(), FsError> {
         // O_APPEND: the kernel's idea of the end is the normalised size, not what was written so far
-        let written = if flags & libc::O_APPEND == 0 { run.write_args(offset, data) } else { run.append_args(data) };
+        let written =
+            if flags & libc::O_APPEND == 0 { run.write_args(offset, data) } else { run.append_args(data) };
         self.contents.thaw(read::rendered_inos(run.number()));
         written.map_err(FsError::from)
     }

@@ -11,6 +11,7 @@
 //! 3. when the daemon dies, the next one starts with the same descriptor and the same bytes.
 
 mod commfd;
+pub mod control;
 pub mod mount;
 mod raw;
 pub mod session;
