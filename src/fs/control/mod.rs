@@ -27,8 +27,7 @@ use std::time::SystemTime;
 
 use crate::fs::error::FsError;
 use crate::fs::facts::Facts;
-use crate::jobs::Jobs;
-use crate::jobs::options::Caller;
+use crate::jobs::{Caller, Jobs};
 
 pub mod attr;
 mod command;

@@ -18,7 +18,7 @@ use super::run_files::Slot;
 use super::tree::Node;
 use super::{ControlTree, lock};
 use crate::fs::error::FsError;
-use crate::jobs::state::RunState;
+use crate::jobs::RunState;
 
 /// How a file was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

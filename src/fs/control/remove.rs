@@ -2,19 +2,15 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::attr::Attr;
 use super::find::Found;
 use super::out::OutFolder;
 use super::run_files::{NAMES, Slot};
-use super::runs::Runs;
 use super::tree::Node;
 use super::{ControlTree, Request, inode};
 use crate::fs::error::FsError;
 use crate::jobs::Run;
-use crate::jobs::error::JobError;
-use crate::jobs::state::RunState;
 
 impl ControlTree {
     /// Makes a run. Exactly one of many callers with the same name wins; a request that the kernel sends again finds
@@ -27,15 +23,13 @@ impl ControlTree {
             self.refused(words);
             return Err(FsError::Invalid(words.to_owned()));
         };
-        match self.runs.handle().create_run(job, name, &request.caller()) {
+        let (jobs, caller) = (self.runs.handle(), request.caller());
+        let made = match request.resent {
+            false => jobs.create_run(job, name, &caller),
+            true => jobs.create_run_resent(job, name, &caller),
+        };
+        match made {
             Ok(run) => self.attr(&Found::Run(run, Slot::Dir)),
-            Err(JobError::Exists(_)) => {
-                let made = self.runs.of_job_by_name(job, name);
-                match made.filter(|run| request.resent && is_own_claim(request, run)) {
-                    Some(run) => self.attr(&Found::Run(run, Slot::Dir)),
-                    None => Err(FsError::Exists),
-                }
-            }
             Err(refused) => {
                 self.refused(&refused.to_string());
                 Err(refused.into())
@@ -44,7 +38,7 @@ impl ControlTree {
     }
 
     /// Removes a finished run whole, or an empty directory of its `out/`.
-    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<(), FsError> {
+    pub fn rmdir(&self, request: &Request, parent: u64, name: &OsStr) -> Result<(), FsError> {
         match self.find(parent)? {
             Found::Run(run, Slot::Dir) if name == "out" => {
                 idle(&run)?;
@@ -62,7 +56,7 @@ impl ControlTree {
                 OutFolder::open(run.dir())?.remove(&path, name, true)
             }
             found => match found.node() {
-                Some(Node::RunsOf(job)) => self.remove_run(job, name),
+                Some(Node::RunsOf(job)) => self.remove_run(request, job, name),
                 _ => Err(FsError::NotOffered),
             },
         }
@@ -88,10 +82,10 @@ impl ControlTree {
         }
     }
 
-    fn remove_run(&self, job: &str, name: &OsStr) -> Result<(), FsError> {
+    fn remove_run(&self, request: &Request, job: &str, name: &OsStr) -> Result<(), FsError> {
         let run = name.to_str().and_then(|name| self.runs.of_job_by_name(job, name));
         let run = run.ok_or(FsError::NotFound)?;
-        if let Err(refused) = self.runs.handle().remove_run(&run) {
+        if let Err(refused) = self.runs.handle().remove_run(job, run.name(), &request.caller()) {
             self.refused(&refused.to_string());
             return Err(refused.into());
         }
@@ -102,14 +96,9 @@ impl ControlTree {
     }
 }
 
-/// The run that this very request made before the daemon died: nobody has started it since.
-fn is_own_claim(request: &Request, run: &Arc<Run>) -> bool {
-    run.owner().0 == request.uid && run.state() == RunState::Created
-}
-
 /// Nothing is taken from a run that lives.
 fn idle(run: &Run) -> Result<(), FsError> {
-    if Runs::is_live(run) {
+    if run.state().is_live() {
         return Err(FsError::Busy(format!("run {} is {}: cancel it first", run.id(), run.state().as_str())));
     }
     Ok(())

@@ -37,9 +37,12 @@ impl ControlTree {
     }
 
     fn fact_source<'a>(&self, fact: &Fact, render: &'a dyn Fn() -> Arc<[u8]>) -> Source<'a> {
+        let jobs = self.runs.handle();
         let stamp = match fact {
             Fact::Metrics => LOOKS.fetch_add(1, Ordering::Relaxed),
             Fact::LastError => self.facts.generation().wrapping_add(self.refusal.count()),
+            // jobs come and go with the facts and by themselves
+            Fact::JobsJson | Fact::JobsJsonl => self.facts.generation().wrapping_add(jobs.generation()),
             _ => self.facts.generation(),
         };
         Source { stamp, born: self.started, render }
@@ -54,8 +57,8 @@ impl ControlTree {
         let bytes = match fact {
             Fact::Manifest(source) => return Arc::clone(&source.manifest), // byte for byte
             Fact::AddonJson(source) => Arc::clone(&source.addon_json),
-            Fact::JobJson(job) => job.descriptor_json().into(),
-            Fact::ArgSpec(job) => job.argspec_json().into(),
+            Fact::JobJson(job) => job.descriptor_json(),
+            Fact::ArgSpec(job) => job.argspec_json(),
             Fact::Status => self.facts.status_json(),
             Fact::JobsJson => jobs.list_json().into(),
             Fact::JobsJsonl => jobs.list_jsonl().into(),
@@ -83,7 +86,7 @@ fn render_run(run: &Run, slot: Slot) -> Arc<[u8]> {
         Slot::Args => run.args_json().into(),
         Slot::State => run.state().as_str().as_bytes().into(),
         Slot::Record => run.record_json().into(),
-        Slot::Plan => run.plan_json().into(),
+        Slot::Plan => run.plan_json(),
         Slot::ExitCode => run.exit_code_text().into_bytes().into(),
         Slot::LastError => run.last_error().into_bytes().into(),
         _ => Arc::from([]),

@@ -55,12 +55,13 @@ impl Runs {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Run>> {
-        self.jobs.runs()
+        self.jobs.all_runs()
     }
 
     /// How many runs there are.
     pub(super) fn count(&self) -> usize {
-        self.jobs.runs().len()
+        let counts = self.jobs.counts();
+        counts.created + counts.queued + counts.running + counts.finished
     }
 
     pub(super) fn of_job(&self, job: &str) -> Vec<Arc<Run>> {
@@ -69,12 +70,6 @@ impl Runs {
 
     pub(super) fn of_job_by_name(&self, job: &str, name: &str) -> Option<Arc<Run>> {
         self.jobs.run(job, name)
-    }
-
-    /// Whether the job may still do something.
-    pub(super) fn is_live(run: &Run) -> bool {
-        use crate::jobs::state::RunState;
-        matches!(run.state(), RunState::Queued | RunState::Running)
     }
 
     pub(super) fn hide(&self, run: &Run, slot: Slot) {

@@ -181,8 +181,8 @@ impl Filesystem for ControlConnection {
         reply_entry(reply, self.tree.mkdir(&asked(request), parent.0, name));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.tree.rmdir(parent.0, name));
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.tree.rmdir(&asked(request), parent.0, name));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
