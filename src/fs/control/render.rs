@@ -1,4 +1,4 @@
-//! What each rendered file shows. Every one ends with a newline, or is empty.
+//! What each rendered file shows. Every one ends with a newline or is empty, except what callers wrote themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,7 +83,8 @@ impl ControlTree {
 
 fn render_run(run: &Run, slot: Slot) -> Arc<[u8]> {
     let bytes: Arc<[u8]> = match slot {
-        Slot::Args => run.args_json().into(),
+        // as it was written, to the byte: `>>` goes on from its size
+        Slot::Args => return run.args_json().into(),
         Slot::State => run.state().as_str().as_bytes().into(),
         Slot::Record => run.record_json().into(),
         Slot::Plan => run.plan_json(),

@@ -1,6 +1,8 @@
 //! write and setattr: the commands of every `ctl`, `args.json`, `stdin`.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use nix::libc;
@@ -12,7 +14,15 @@ use super::tree::{Node, StaticCtl};
 use super::{ControlTree, Request, command, lock, read};
 use crate::fs::error::FsError;
 use crate::fs::facts::CtlTarget;
-use crate::jobs::Run;
+use crate::jobs::control::parse_run;
+use crate::jobs::{Command, Run};
+
+/// How long a write to `stdin` waits for the job to read. The writer cannot be killed meanwhile, so it is short; EAGAIN
+/// then, and nothing is lost.
+const STDIN_WAIT: Duration = Duration::from_secs(1);
+
+/// The same for a descriptor with O_NONBLOCK: long enough to learn whether the pipe has room.
+const STDIN_GLANCE: Duration = Duration::from_millis(10);
 
 /// What `setattr` asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,6 +45,15 @@ pub enum Written {
     Later(BoxFuture<'static, Result<u32, FsError>>),
 }
 
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Now(taken) => f.debug_tuple("Now").field(taken).finish(),
+            Self::Later(_) => f.write_str("Later"),
+        }
+    }
+}
+
 impl ControlTree {
     /// A write. On a `ctl` it is one command and the offset means nothing; its reply, also a refusal, can then be
     /// read on the same handle.
@@ -53,7 +72,7 @@ impl ControlTree {
                 self.write_args(&run, offset, data, flags)?;
                 Ok(Written::Now(length))
             }
-            Found::Run(run, Slot::Stdin) => write_stdin(request, run, data.to_vec(), flags),
+            Found::Run(run, Slot::Stdin) => self.write_stdin(request, &run, data.to_vec(), flags),
             Found::Run(run, Slot::Ctl) => {
                 let answer = self.run_command(request, &run, data);
                 // who gave the command reads what it did, whoever else is reading
@@ -96,24 +115,34 @@ impl ControlTree {
     /// Only `args.json` has a size to cut.
     pub(super) fn truncate(&self, found: &Found, size: u64) -> Result<(), FsError> {
         let Found::Run(run, Slot::Args) = found else { return Ok(()) };
-        let cut = run.truncate_args(size).map_err(FsError::from);
+        let cut = self.runs.handle().truncate_args(run, size).map_err(FsError::from);
         self.contents.thaw(read::rendered_inos(run.number()));
         cut
     }
 
     fn write_args(&self, run: &Run, offset: u64, data: &[u8], flags: i32) -> Result<(), FsError> {
         // O_APPEND: the kernel's idea of the end is the normalised size, not what was written so far
-        let written =
-            if flags & libc::O_APPEND == 0 { run.write_args(offset, data) } else { run.append_args(data) };
+        let jobs = self.runs.handle();
+        let written = match flags & libc::O_APPEND {
+            0 => jobs.write_args(run, offset, data),
+            _ => jobs.append_args(run, data),
+        };
         self.contents.thaw(read::rendered_inos(run.number()));
         written.map_err(FsError::from)
     }
 
     fn run_command(&self, request: &Request, run: &Arc<Run>, data: &[u8]) -> Result<String, FsError> {
         command::fits(data)?;
-        // a start without a token gets the request's own: sent again by the kernel, it is the same start
-        let token = format!("request-{}", request.unique);
-        Ok(self.runs.handle().run_command(run, data, &token, &request.caller())?)
+        let jobs = self.runs.handle();
+        let answer = match parse_run(data).as_deref() {
+            // without a token it gets the request's own: sent again by the kernel it is the same start
+            Ok([Command::Start { token: None, stdin }]) => {
+                let token = Some(format!("request-{}-{}", request.pid, request.unique));
+                jobs.run_command(run, Command::Start { token, stdin: *stdin }, &request.caller())
+            }
+            _ => jobs.run_write(run, data, &request.caller()),
+        };
+        Ok(answer?)
     }
 
     fn static_command(&self, request: &Request, ctl: &StaticCtl, data: &[u8]) -> Result<String, FsError> {
@@ -124,7 +153,7 @@ impl ControlTree {
                     // it may have made a run already, and must not make a second one
                     return Err(FsError::Stale);
                 }
-                return Ok(self.runs.handle().job_command(job, data, &request.caller())?);
+                return Ok(self.runs.handle().job_write(job, data, &request.caller())?);
             }
             StaticCtl::Daemon => CtlTarget::Daemon,
             StaticCtl::Source(name) => CtlTarget::Source(name.clone()),
@@ -160,16 +189,20 @@ impl ControlTree {
     pub(super) fn refused(&self, words: &str) {
         self.refusal.put(words, self.facts.last_error());
     }
-}
 
-fn write_stdin(request: &Request, run: Arc<Run>, data: Vec<u8>, flags: i32) -> Result<Written, FsError> {
-    if request.resent {
-        // these bytes may be in the pipe already, and the job must not read them twice
-        return Err(FsError::Stale);
+    fn write_stdin(
+        &self,
+        request: &Request,
+        run: &Arc<Run>,
+        data: Vec<u8>,
+        flags: i32,
+    ) -> Result<Written, FsError> {
+        if request.resent {
+            // these bytes may be in the pipe already, and the job must not read them twice
+            return Err(FsError::Stale);
+        }
+        let deadline = if flags & libc::O_NONBLOCK == 0 { STDIN_WAIT } else { STDIN_GLANCE };
+        let taken = self.runs.handle().write_stdin(run, data, deadline);
+        Ok(Written::Later(Box::pin(async move { Ok(u32::try_from(taken.await?).unwrap_or(u32::MAX)) })))
     }
-    let nonblocking = flags & libc::O_NONBLOCK != 0;
-    Ok(Written::Later(Box::pin(async move {
-        let taken = run.write_stdin(&data, nonblocking).await?;
-        Ok(u32::try_from(taken).unwrap_or(u32::MAX))
-    })))
 }
