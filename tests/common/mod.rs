@@ -4,4 +4,5 @@
 pub mod fault_proxy;
 pub mod image;
 pub mod registry;
+pub mod scripted_executor;
 pub mod token_service;
