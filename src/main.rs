@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    addonfs::cli::run(std::env::args_os())
+    let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(code) = addonfs::jobs::reexecuted(&args) {
+        return code;
+    }
+    addonfs::cli::run(args.into_iter())
 }

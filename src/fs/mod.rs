@@ -7,3 +7,4 @@
 pub mod errno;
 pub mod error;
 pub mod facts;
+pub mod kernel;

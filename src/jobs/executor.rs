@@ -13,6 +13,15 @@ use zeroize::Zeroizing;
 
 use crate::policy::addon::Network;
 
+/// Where a container finds its `RUN_DIR`: what it writes there becomes `runs/<name>/out/`.
+pub const RUN_DIR_INSIDE: &str = "/run/addonfs/out";
+/// Where a container finds its `DATA_DIR`, if it has one.
+pub const DATA_DIR_INSIDE: &str = "/run/addonfs/data";
+/// Where a container finds its arguments as JSON, without secrets.
+pub const ARGS_JSON_INSIDE: &str = "/run/addonfs/args.json";
+/// The folder of the secrets inside the container; one 0600 file each.
+pub const SECRETS_INSIDE: &str = "/run/secrets";
+
 /// Everything a run needs, except its secrets. Written to `launch.json` in the run's folder for the shim.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaunchSpec {
@@ -143,6 +152,9 @@ pub enum Stop {
     Cancel,
     /// Send this signal to the job's process. KILL also ends everything of the container.
     Signal(i32),
+    /// End the job's stdin: the shim closes its own writing end of the run's `stdin` pipe, which it held open so
+    /// that writers may come and go. The job reads end of file when no other writer is left.
+    Eof,
 }
 
 /// Which runtime an executor uses.
@@ -173,6 +185,12 @@ pub trait Executor: Send + Sync + fmt::Debug {
 
     /// Tells a live shim to stop its job.
     async fn stop(&self, run_dir: &Path, shim: &ShimId, stop: Stop) -> Result<(), String>;
+
+    /// The limits of a [`LaunchSpec`] that this host cannot keep, in words (for `limits_unavailable` of plans and
+    /// records): a host without the pids controller, for example, cannot bound processes.
+    fn limits_unavailable(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// How long a caller should expect a start to take at most.
     fn start_deadline(&self) -> Duration {

@@ -12,6 +12,8 @@ use crate::policy::image::ImageConfig;
 
 pub mod error;
 pub mod executor;
+pub mod oci;
+pub mod spawner;
 
 /// An admitted add-on as this room needs it.
 #[derive(Debug, Clone)]
@@ -32,4 +34,15 @@ pub struct AddonJobs {
     pub image: String,
     /// What was verified and by which key: the `trust` object of plans and records.
     pub trust: serde_json::Value,
+}
+
+/// The programs inside the program: `addonfs __spawner …` and `addonfs __shim …`, which this room re-executes.
+/// `None` if `args` (with the program's name first) ask for neither; asked before anything else is parsed, because
+/// the start of a shim is part of every job's start.
+pub fn reexecuted(args: &[std::ffi::OsString]) -> Option<std::process::ExitCode> {
+    match args.get(1)?.to_str()? {
+        spawner::ENTRY => Some(spawner::main(args.get(2..).unwrap_or_default())),
+        oci::shim::ENTRY => Some(oci::shim::main(args.get(2..).unwrap_or_default())),
+        _ => None,
+    }
 }

@@ -12,6 +12,8 @@ pub mod digest;
 pub mod duration;
 pub mod event;
 pub mod image;
+pub mod image_config;
+pub mod platform;
 pub mod quantity;
 pub mod reference;
 pub mod source;

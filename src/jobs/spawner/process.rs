@@ -1,0 +1,58 @@
+//! Which process is meant: a pid with its start time, because a pid alone may be reused.
+
+use std::io;
+
+/// A process for all time of this boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat` (proc(5)).
+    pub start_ticks: u64,
+}
+
+/// The identity of a process that exists now, zombie or not.
+pub fn identity_of(pid: i32) -> io::Result<Identity> {
+    let (_, start_ticks) = state_and_start(pid)?;
+    Ok(Identity { pid, start_ticks })
+}
+
+/// Whether that very process still runs; a zombie does not.
+pub fn is_alive(process: Identity) -> bool {
+    state_and_start(process.pid)
+        .is_ok_and(|(state, start)| start == process.start_ticks && !matches!(state, b'Z' | b'X'))
+}
+
+fn state_and_start(pid: i32) -> io::Result<(u8, u64)> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    parse_stat(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc stat line"))
+}
+
+/// The name (field 2) stands in parentheses and may hold anything, so fields are counted from the last `)`.
+fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
+    let after_name = stat.iter().rposition(|&b| b == b')')?;
+    let text = std::str::from_utf8(stat.get(after_name + 1..)?).ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?; // field 3
+    let start = fields.nth(18)?.parse().ok()?; // field 22
+    Some((state, start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_with_parentheses_does_not_shift_fields() {
+        let line = b"77 (a) b) 5 S) Z 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 99";
+        assert_eq!(parse_stat(line), Some((b'Z', 4242)));
+        assert_eq!(parse_stat(b"77 (a"), None);
+    }
+
+    #[test]
+    fn we_live_and_a_reused_pid_is_another() {
+        let us = identity_of(std::process::id() as i32).unwrap();
+        assert!(is_alive(us));
+        assert!(!is_alive(Identity { start_ticks: us.start_ticks + 1, ..us }));
+    }
+}
