@@ -55,7 +55,7 @@ pub(crate) struct MountArgs {
 /// Runs the command.
 pub(crate) fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let options = resolve(&args)?;
-    if mounted::is_mounted(&options.mount_point)? && daemon_status::read(&options.mount_point).is_ok() {
+    if mounted::is_mounted(&options.mount_point) && daemon_status::read(&options.mount_point).is_ok() {
         anyhow::bail!("{} is mounted already: see `addonfs status`", options.mount_point.display());
     }
     drop(StateLock::take(&options.dirs.state)?);
@@ -79,7 +79,7 @@ fn resolve(args: &MountArgs) -> anyhow::Result<HoldOptions> {
     let dir = args.dir.clone().or_else(|| config.mount_point.clone()).with_context(|| {
         format!("no mount point: name one, or set `mount_point` in {}", config_path.display())
     })?;
-    if !dir.exists() && !mounted::is_mounted(&dir)? {
+    if !dir.exists() && !mounted::is_mounted(&dir) {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let mount_point = dir.canonicalize().or_else(|error| match error.raw_os_error() {
@@ -95,7 +95,7 @@ fn resolve(args: &MountArgs) -> anyhow::Result<HoldOptions> {
         cache: pick(&args.cache_dir, &config.cache_dir, standard.cache)?,
         runtime: standard.runtime,
     };
-    let images_dir = crate::fs::kernel::mount::images_dir(&mount_point, &dirs.runtime);
+    let images_dir = holder::images_dir(&mount_point, &dirs.runtime);
     Ok(HoldOptions {
         mount_point,
         images_dir,

@@ -33,8 +33,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Runs the command.
 pub(crate) fn run(args: UmountArgs) -> anyhow::Result<ExitCode> {
     let mount = mounted::chosen(args.dir.as_deref())?;
-    let mount = if mounted::is_mounted(&mount)? { mount } else { mount.canonicalize()? };
-    anyhow::ensure!(mounted::is_mounted(&mount)?, "{} is not an addonfs mount", mount.display());
+    let mount = if mounted::is_mounted(&mount) { mount } else { mount.canonicalize()? };
+    anyhow::ensure!(mounted::is_mounted(&mount), "{} is not an addonfs mount", mount.display());
     let status = match daemon_status::read(&mount) {
         Ok((status, _)) => status,
         Err(_) => return clear_dead(&mount),
@@ -51,8 +51,6 @@ pub(crate) fn run(args: UmountArgs) -> anyhow::Result<ExitCode> {
 
 /// A mount whose daemon and holder are both gone answers ENOTCONN to everything but being detached.
 fn clear_dead(mount: &Path) -> anyhow::Result<ExitCode> {
-    let images = mount.join(".addonfs/images");
-    let _ = crate::fs::kernel::mount::unmount(&images);
     crate::fs::kernel::mount::unmount(mount)
         .with_context(|| format!("cannot detach the dead mount {}", mount.display()))?;
     Ok(ExitCode::SUCCESS)
@@ -61,7 +59,7 @@ fn clear_dead(mount: &Path) -> anyhow::Result<ExitCode> {
 fn wait_gone(mount: &Path, pid: i32, forever: bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + GONE;
     let process = PathBuf::from(format!("/proc/{pid}"));
-    while mounted::is_mounted(mount)? || process.exists() {
+    while mounted::is_mounted(mount) || process.exists() {
         if !forever && Instant::now() > deadline {
             anyhow::bail!("{} is still mounted after {} s: see the log", mount.display(), GONE.as_secs());
         }

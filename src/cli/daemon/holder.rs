@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::inherit::Descriptors;
 use super::lock::StateLock;
 use crate::cli::dirs::Dirs;
-use crate::fs::kernel::mount;
+use crate::fs::kernel::mount::{self, Tree};
 
 /// What a holder and its daemons need to know; travels as one JSON argument.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -102,15 +102,14 @@ impl<'a> Holder<'a> {
             nix::unistd::setsid().context("cannot leave the terminal's session")?;
         }
         let lock = StateLock::take(&options.dirs.state)?;
-        mount::clear_stale(&options.mount_point)?;
-        let control = mount::open_control(&options.mount_point)
-            .with_context(|| format!("cannot mount at {}", options.mount_point.display()))?;
+        clear_dead(&options.mount_point)?;
+        let control = mount::mount(Tree::Control, &options.mount_point)?.device;
         let (images, images_mounted) = if options.nested() {
-            (mount::open_device().context("cannot open /dev/fuse")?, false)
+            (mount::open_device()?, false)
         } else {
+            clear_dead(&options.images_dir)?;
             std::fs::create_dir_all(&options.images_dir)?;
-            mount::clear_stale(&options.images_dir)?;
-            (mount::open_images(&options.images_dir)?, true)
+            (mount::mount(Tree::Images, &options.images_dir)?.device, true)
         };
         let (mounted_reader, mounted) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let descriptors = Descriptors {
@@ -222,8 +221,9 @@ impl<'a> Holder<'a> {
         }
     }
 
+    /// Detaching the mount point detaches what is mounted below it too.
     fn take_down(&self) {
-        if self.images_mounted {
+        if self.images_mounted && !self.options.nested() {
             let _ = mount::unmount(&self.options.images_dir);
         }
         if let Err(error) = mount::unmount(&self.options.mount_point) {
@@ -244,9 +244,34 @@ fn reaped(pid: Pid) -> anyhow::Result<Option<WaitStatus>> {
     }
 }
 
+/// Detaches what an earlier holder and daemon left behind when both were killed.
+fn clear_dead(path: &Path) -> anyhow::Result<()> {
+    while let Some(connection) = mount::connection_of(path) {
+        match mount::state(path, connection) {
+            mount::State::Dead => mount::unmount(path)?,
+            _ => anyhow::bail!("{} is mounted already: `addonfs umount` takes it down", path.display()),
+        }
+    }
+    Ok(())
+}
+
 /// The child that mounts the image connection: `addonfs __mount-images FD PATH`.
 pub(crate) fn mount_images(descriptor: &str, path: &Path) -> anyhow::Result<()> {
     let number: i32 = descriptor.parse().context("not a descriptor number")?;
-    mount::mount_images_by_number(number, path)
-        .with_context(|| format!("cannot mount the image trees at {}", path.display()))
+    mount::mount_images(super::inherit::adopt(number)?, path)?;
+    Ok(())
+}
+
+/// Where the image connection of a mount is mounted.
+///
+/// Root nests it below the control tree, so that one bind of the mount point carries both. An ordinary user's
+/// fusermount3 gives each descriptor to whoever called it, which for a nested mount would not be the holder: there
+/// the images lie in the runtime directory and `rootfs` is an absolute link.
+pub(crate) fn images_dir(mount_point: &Path, runtime: &Path) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt as _;
+    if nix::unistd::geteuid().is_root() {
+        return mount_point.join(".addonfs/images");
+    }
+    let id = crate::policy::digest::Digest::of(mount_point.as_os_str().as_bytes()).hex();
+    runtime.join(format!("images-{}", &id[..16]))
 }

@@ -85,7 +85,7 @@ impl Descriptors {
 
 /// Owns an inherited descriptor, close-on-exec from now on.
 #[allow(unsafe_code)] // a number from the environment becomes a descriptor exactly once
-fn adopt(number: RawFd) -> anyhow::Result<OwnedFd> {
+pub(crate) fn adopt(number: RawFd) -> anyhow::Result<OwnedFd> {
     anyhow::ensure!(number > 2, "descriptor {number} cannot have been handed over");
     // SAFETY: only borrowed to ask the kernel whether the number is open at all; a closed one answers EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
