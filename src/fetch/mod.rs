@@ -5,5 +5,6 @@
 //! Knows policy's types; must not know of jobs, of FUSE, of errno, nor of the command line.
 
 pub mod error;
+pub mod index;
 pub mod source;
 pub mod verified;

@@ -1,0 +1,62 @@
+//! PEM blocks (RFC 7468): one block of one kind, strictly.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// Largest PEM file in bytes. An encrypted RSA-4096 key has about 5 KiB.
+const MAX_BYTES: usize = 64 << 10;
+
+/// The only block of `text`: its label and content. Text around the block is explanation and ignored.
+pub(super) fn decode(text: &[u8]) -> Result<(String, Vec<u8>), String> {
+    if text.len() > MAX_BYTES {
+        return Err(format!("it has {} bytes, a key has at most {MAX_BYTES}", text.len()));
+    }
+    let text = std::str::from_utf8(text).map_err(|_| "it is not a PEM file: not text".to_owned())?;
+    let (_, rest) = text.split_once("-----BEGIN ").ok_or("it is not a PEM file: no BEGIN line")?;
+    let (label, rest) = rest.split_once("-----").ok_or("its BEGIN line is cut off")?;
+    let end = format!("-----END {label}-----");
+    let (body, after) = rest.split_once(&end).ok_or_else(|| format!("there is no END line for {label:?}"))?;
+    if after.contains("-----BEGIN ") {
+        return Err("it holds more than one PEM block: put each key into a file of its own".to_owned());
+    }
+    let body: String = body.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    let content = STANDARD.decode(body).map_err(|e| format!("its base64 is wrong: {e}"))?;
+    Ok((label.to_owned(), content))
+}
+
+/// One block, lines of 64 characters.
+pub(super) fn encode(label: &str, content: &[u8]) -> String {
+    let body = STANDARD.encode(content);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goes_round() {
+        for len in [0, 1, 47, 48, 49, 1000] {
+            let content = vec![7; len];
+            let text = encode("X Y", &content);
+            assert_eq!(decode(text.as_bytes()).unwrap(), ("X Y".to_owned(), content));
+        }
+    }
+
+    #[test]
+    fn refuses_half_blocks() {
+        let two = encode("A", b"x").repeat(2);
+        for bad in ["", "-----BEGIN ", "-----BEGIN A-----", "-----BEGIN A-----\n!\n-----END A-----", &two] {
+            assert!(decode(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
