@@ -4,7 +4,13 @@
 //! manifests and blobs, or decoded content of files inside layers) and nothing else; raw bytes never leave.
 //! Knows policy's types; must not know of jobs, of FUSE, of errno, nor of the command line.
 
+pub mod credentials;
+mod document;
 pub mod error;
 pub mod index;
+pub mod layout;
+pub mod push;
+pub mod registry;
+pub mod sink;
 pub mod source;
 pub mod verified;

@@ -7,4 +7,5 @@
 pub mod errno;
 pub mod error;
 pub mod facts;
+pub mod image;
 pub mod kernel;
