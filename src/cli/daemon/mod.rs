@@ -5,11 +5,7 @@
 //! tree answers -> images mounted and answer -> sources. Nothing in here waits inside a file system request.
 
 pub(crate) mod clock;
-pub(crate) mod drive;
 pub(crate) mod events;
-pub(crate) mod facts;
 pub(crate) mod holder;
 pub(crate) mod inherit;
 pub(crate) mod lock;
-pub(crate) mod serve;
-pub(crate) mod shutdown;
