@@ -8,10 +8,13 @@
 //! * [`tree`]: one image's tree: build, open, look up
 //! * [`images`]: what the image connection shows: every image by digest, inode numbers, content
 
+pub mod content;
 pub mod error;
 pub mod file;
+pub mod images;
 pub mod merge;
 pub mod tree;
 
 pub use error::TreeError;
+pub use images::{Image, Images};
 pub use tree::ImageTree;
