@@ -346,6 +346,13 @@ impl Board {
         self.lock().get(at).map_or(Phase::Pending, |entry| entry.status.phase().clone())
     }
 
+    /// Somebody asks for a source that was refused or failed: it counts as pending until its driver took it up.
+    pub(crate) fn ask_again(&self, at: usize) {
+        if matches!(self.phase(at), Phase::Refused(_) | Phase::Failed { .. }) {
+            self.apply(at, Transition::Resolve);
+        }
+    }
+
     /// The index of a source by name.
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         self.lock().iter().position(|entry| entry.spec.name == name)

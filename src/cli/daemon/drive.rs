@@ -21,15 +21,18 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Starts a driver for each source.
-    pub(crate) fn start(rooms: Arc<Rooms>, board: Arc<Board>, specs: Vec<SourceSpec>) -> Arc<Self> {
-        let demand = specs.iter().map(|_| watch::Sender::new(0)).collect::<Vec<_>>();
-        for (at, spec) in specs.into_iter().enumerate() {
-            let demand = demand[at].subscribe();
-            tokio::spawn(drive(Arc::clone(&rooms), Arc::clone(&board), at, spec, demand));
-        }
-        tokio::spawn(tick(Arc::clone(&board)));
+    /// Drivers for `count` sources, none of them started.
+    pub(crate) fn new(board: Arc<Board>, count: usize) -> Arc<Self> {
+        let demand = (0..count).map(|_| watch::Sender::new(0)).collect();
         Arc::new(Self { board, demand })
+    }
+
+    /// Starts a driver for each source, in the order of the board.
+    pub(crate) fn start(&self, rooms: &Arc<Rooms>, specs: Vec<SourceSpec>) {
+        for (at, (spec, demand)) in specs.into_iter().zip(&self.demand).enumerate() {
+            tokio::spawn(drive(Arc::clone(rooms), Arc::clone(&self.board), at, spec, demand.subscribe()));
+        }
+        tokio::spawn(tick(Arc::clone(&self.board)));
     }
 
     /// Somebody wants the image of this source now: layers that wait are fetched, a failure is tried again at once.

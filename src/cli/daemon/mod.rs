@@ -4,8 +4,16 @@
 //! Order of a start: spawner (forked while there is one thread) -> runtime -> store, documents, journal -> control
 //! tree answers -> images mounted and answer -> sources. Nothing in here waits inside a file system request.
 
-pub(crate) mod clock;
-pub(crate) mod events;
+mod acquire;
+mod board;
+mod clock;
+mod drive;
+mod events;
+mod facts;
 pub(crate) mod holder;
 pub(crate) mod inherit;
 pub(crate) mod lock;
+mod metrics;
+pub(crate) mod serve;
+mod shutdown;
+mod wiring;
