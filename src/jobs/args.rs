@@ -9,15 +9,13 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::error::JobError;
-use crate::policy::arguments::{ArgumentProblem, Given};
+use crate::policy::arguments::{ArgumentProblem, Given, MASK};
 
 /// Most bytes of `args.json`: secrets such as keys and kubeconfigs fit; it is held in memory.
 pub const MAX_ARGS_BYTES: u64 = 1 << 20;
 /// Most bytes of the arguments without secrets: `FLWD_ARGS_JSON` is one environment string, of which the kernel
 /// takes at most 128 KiB with its name and NUL (MAX_ARG_STRLEN, execve(2)).
 pub const MAX_PLAIN_BYTES: usize = (128 << 10) - 64;
-/// What stands in place of a secret.
-pub const MASK: &str = "[secret]";
 
 /// The text, wiped when dropped or outgrown.
 #[derive(Default)]
@@ -92,8 +90,9 @@ impl ArgsText {
         if self.0.iter().all(u8::is_ascii_whitespace) {
             return Ok(Given::Json(Map::new()));
         }
-        let value: Value = serde_json::from_slice(&self.0)
-            .map_err(|e| whole(format!("args.json is not JSON (line {}, column {})", e.line(), e.column())))?;
+        let value: Value = serde_json::from_slice(&self.0).map_err(|e| {
+            whole(format!("args.json is not JSON (line {}, column {})", e.line(), e.column()))
+        })?;
         match value {
             Value::Object(map) => Ok(Given::Json(map)),
             Value::Array(items) => items
@@ -107,20 +106,6 @@ impl ArgsText {
             _ => Err(whole("args.json is neither a JSON object nor an array of command-line words")),
         }
     }
-}
-
-/// Refuses the mask as a value: somebody wrote back what was read.
-pub(super) fn refuse_mask(given: &Given, secret_names: &[String]) -> Result<(), JobError> {
-    let Given::Json(map) = given else { return Ok(()) };
-    let problems: Vec<ArgumentProblem> = map
-        .iter()
-        .filter(|(name, value)| secret_names.contains(name) && value.as_str() == Some(MASK))
-        .map(|(name, _)| ArgumentProblem {
-            arg: name.clone(),
-            message: format!("{MASK} is what stands in place of a secret; write the value itself"),
-        })
-        .collect();
-    if problems.is_empty() { Ok(()) } else { Err(JobError::Arguments(problems)) }
 }
 
 fn whole(message: impl Into<String>) -> JobError {
@@ -179,15 +164,6 @@ mod tests {
         for (bad, words) in [("[1]", "not all"), ("3", "neither"), ("{", "line 1"), ("\"x\"", "neither")] {
             let error = text(&[(0, bad)]).given().unwrap_err().to_string();
             assert!(error.contains(words), "{bad}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_mask_is_no_value() {
-        let given = text(&[(0, r#"{"token":"[secret]","note":"[secret]"}"#)]).given().unwrap();
-        match refuse_mask(&given, &["token".to_owned()]).unwrap_err() {
-            JobError::Arguments(problems) => assert_eq!(problems.len(), 1),
-            other => panic!("{other}"),
         }
     }
 

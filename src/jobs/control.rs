@@ -149,7 +149,12 @@ fn start(words: &[String]) -> Result<Command, JobError> {
             Some(("id", value)) if token.is_none() => token = Some(checked_token(value)?),
             Some(("id", _)) => return Err(invalid("start has two ids")),
             None if word == "stdin" => stdin = true,
-            _ => return Err(invalid(format!("start does not know `{}`; it takes id=TOKEN and stdin", short(word)))),
+            _ => {
+                return Err(invalid(format!(
+                    "start does not know `{}`; it takes id=TOKEN and stdin",
+                    short(word)
+                )));
+            }
         }
     }
     Ok(Command::Start { token, stdin })
@@ -187,7 +192,11 @@ fn signal(word: &str) -> Result<i32, JobError> {
 }
 
 fn no_words(verb: &str, rest: &str) -> Result<(), JobError> {
-    if rest.is_empty() { Ok(()) } else { Err(invalid(format!("{verb} takes nothing, `{}` follows it", short(rest)))) }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        Err(invalid(format!("{verb} takes nothing, `{}` follows it", short(rest))))
+    }
 }
 
 /// Splits words with a shell's quotes and nothing else of a shell.

@@ -52,7 +52,12 @@ pub(super) struct Finding {
 }
 
 impl Job {
-    pub(super) fn new(addon: &Arc<AddonJobs>, entry: &Entrypoint, ceilings: Resources, limits: RunLimits) -> Self {
+    pub(super) fn new(
+        addon: &Arc<AddonJobs>,
+        entry: &Entrypoint,
+        ceilings: Resources,
+        limits: RunLimits,
+    ) -> Self {
         let id = if addon.mount_path.is_empty() {
             entry.id.clone()
         } else {

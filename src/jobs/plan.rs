@@ -26,7 +26,7 @@ use super::executor::{DATA_DIR_INSIDE, LaunchSpec, NetworkSpec, RUN_DIR_INSIDE, 
 use super::options::{Grants, RunLimits};
 use super::record::pretty;
 use crate::policy::addon::Network;
-use crate::policy::arguments::{ArgumentProblem, Arguments};
+use crate::policy::arguments::{ArgumentProblem, Arguments, is_reserved};
 use crate::policy::code::{Code, Denied};
 use crate::policy::digest::Digest;
 
@@ -73,9 +73,8 @@ impl Plan {
         let network = network(job, around, &mut findings)?;
         let spec = spec(job, args, around, network, &mut findings)?;
         let unavailable = around.unavailable.iter();
-        findings.extend(
-            unavailable.map(|words| Finding { code: "limits.unavailable", message: words.clone() }),
-        );
+        findings
+            .extend(unavailable.map(|words| Finding { code: "limits.unavailable", message: words.clone() }));
         let no_runtime = around.runtime.as_ref().err().map(|why| Denied::new(Code::RuntimeUnavailable, why));
         if let Some(denied) = &no_runtime {
             findings.push(Finding { code: denied.code.as_str(), message: denied.message.clone() });
@@ -109,7 +108,8 @@ fn render(
 ) -> Value {
     let addon = &job.addon;
     let runtime = around.runtime.as_ref().ok().map(|r| json!({ "name": r.name, "version": r.version }));
-    let env: Map<String, Value> = spec.env.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
+    let env: Map<String, Value> =
+        spec.env.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
     json!({
         "schema": "addonfs.plan/v1",
         "job": job.id(),
@@ -185,7 +185,7 @@ fn spec(
     network: NetworkSpec,
     findings: &mut Vec<Finding>,
 ) -> Result<LaunchSpec, JobError> {
-    let args_json = Value::Object(args.masked.clone()).to_string();
+    let args_json = args.public_json();
     if args_json.len() > MAX_PLAIN_BYTES {
         return Err(JobError::Arguments(vec![ArgumentProblem {
             arg: String::new(),
@@ -201,7 +201,8 @@ fn spec(
     if grants.secure && grants.rootfs_writable {
         findings.push(Finding {
             code: "policy.override.allowed",
-            message: "the root file system is writable (thrown away at the end): overrides.rootfs_writable".into(),
+            message: "the root file system is writable (thrown away at the end): overrides.rootfs_writable"
+                .into(),
         });
     }
     Ok(LaunchSpec {
@@ -240,7 +241,7 @@ fn environment(job: &Job, args: &Arguments, data_dir: bool) -> Vec<(String, Stri
     for line in &job.addon.image_config.env {
         if let Some((name, value)) = line.split_once('=')
             && !name.is_empty()
-            && !is_ours(name)
+            && !is_reserved(name)
         {
             set(name, value);
         }
@@ -256,8 +257,4 @@ fn environment(job: &Job, args: &Arguments, data_dir: bool) -> Vec<(String, Stri
         set("DATA_DIR", DATA_DIR_INSIDE);
     }
     env
-}
-
-fn is_ours(name: &str) -> bool {
-    name.starts_with("ARG_") || name.starts_with("FLWD_") || name == "RUN_DIR" || name == "DATA_DIR"
 }

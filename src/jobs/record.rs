@@ -88,6 +88,8 @@ pub(super) struct Record {
     pub held_secrets: bool,
     pub token: Option<String>,
     pub stdin: bool,
+    /// `eof` was said before there was a shim to tell.
+    pub eof_asked: bool,
     /// The executor was asked to start it: a shim may exist.
     pub launching: bool,
     pub cancel_asked: bool,
@@ -170,14 +172,20 @@ impl Record {
                 Some(code) => (RunState::Failed, code, Some(self.words_of_exit(code, outcome))),
                 None => (RunState::Lost, EXIT_REFUSED, words("the job ended and left no exit code")),
             },
-            Cause::Canceled => (RunState::Canceled, own.unwrap_or(EXIT_CANCELED), words("canceled by request")),
+            Cause::Canceled => {
+                (RunState::Canceled, own.unwrap_or(EXIT_CANCELED), words("canceled by request"))
+            }
             Cause::Timeout => (RunState::Timeout, EXIT_TIMEOUT, words("killed at its time limit")),
-            Cause::Refused => {
-                (RunState::Failed, own.filter(|c| *c != 0).unwrap_or(EXIT_REFUSED), words("it could not be started"))
-            }
-            Cause::Lost => {
-                (RunState::Lost, EXIT_REFUSED, words("its process is gone and left no outcome; whether it did its work is not known"))
-            }
+            Cause::Refused => (
+                RunState::Failed,
+                own.filter(|c| *c != 0).unwrap_or(EXIT_REFUSED),
+                words("it could not be started"),
+            ),
+            Cause::Lost => (
+                RunState::Lost,
+                EXIT_REFUSED,
+                words("its process is gone and left no outcome; whether it did its work is not known"),
+            ),
         };
         self.end(state, exit_code, error, outcome.ended_ms);
         self.started_ms = outcome.started_ms.or(self.started_ms);
@@ -263,6 +271,7 @@ pub(super) mod samples {
             held_secrets: false,
             token: None,
             stdin: false,
+            eof_asked: false,
             launching: false,
             cancel_asked: false,
             shim: None,

@@ -19,6 +19,9 @@ use super::record::{ArgsAt, Record, pretty};
 use super::state::{Answer, RunState, Verb};
 use super::stdin::Stdin;
 
+/// What a run says whose arguments were lost with a daemon.
+pub(super) const WRITE_AGAIN: &str = "the arguments of this run were held in memory only, because the job takes secrets, and the daemon was started again: write args.json again";
+
 /// A run. Its identity never changes; everything else is behind its lock.
 pub struct Run {
     number: u64,
@@ -44,6 +47,8 @@ pub(super) struct Inner {
     pub(super) refusal: Option<String>,
     /// `plan.json`, while the run is live.
     pub(super) plan: Option<Arc<[u8]>>,
+    /// The text was in memory only and the daemon that had it is gone.
+    pub(super) text_lost: bool,
     /// Removed: no command is obeyed any more.
     pub(super) removed: bool,
 }
@@ -71,6 +76,7 @@ impl Run {
                 pending: None,
                 refusal: None,
                 plan: None,
+                text_lost: false,
                 removed: false,
             }),
             stdin: Stdin::default(),
@@ -175,13 +181,20 @@ impl Run {
     pub fn last_error(&self) -> String {
         let inner = self.lock();
         let record = &inner.record;
-        let words = inner.refusal.as_ref().or(record.error.as_ref()).or(record.progress.as_ref());
+        let words = inner.refusal.as_deref().or(record.error.as_deref()).or(record.progress.as_deref());
+        let words = words.or(inner.text_lost.then_some(WRITE_AGAIN));
         words.map(|w| format!("{w}\n")).unwrap_or_default()
     }
 
     /// Whether it was started with standard input.
     pub fn wants_stdin(&self) -> bool {
         self.lock().record.stdin
+    }
+
+    /// Made, and nothing was done with it since.
+    pub(super) fn is_untouched(&self) -> bool {
+        let inner = self.lock();
+        inner.record.state == RunState::Created && inner.record.args_at == ArgsAt::Unwritten && !inner.removed
     }
 
     /// The caller who made it.
@@ -197,7 +210,8 @@ impl Run {
     /// Makes a change visible: the generation rises before a waiter wakes, so that it renders anew.
     pub(super) fn publish(&self, inner: &Inner) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.state.send_if_modified(|state| std::mem::replace(state, inner.record.state) != inner.record.state);
+        self.state
+            .send_if_modified(|state| std::mem::replace(state, inner.record.state) != inner.record.state);
     }
 
     /// Remembers why a command was refused.
@@ -208,7 +222,13 @@ impl Run {
     }
 
     /// Whether a command is to be carried out (`true`), was done before (`false`), or is refused.
-    pub(super) fn judge(&self, inner: &Inner, state: RunState, verb: Verb, same: bool) -> Result<bool, JobError> {
+    pub(super) fn judge(
+        &self,
+        inner: &Inner,
+        state: RunState,
+        verb: Verb,
+        same: bool,
+    ) -> Result<bool, JobError> {
         if inner.removed {
             return Err(JobError::NotFound(format!("run {}", self.name)));
         }
@@ -233,6 +253,7 @@ impl Run {
         };
         let changed = inner.record.args_at != at;
         inner.record.args_at = at;
+        inner.text_lost = false;
         inner.refusal = None;
         Ok(changed)
     }

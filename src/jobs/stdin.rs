@@ -46,7 +46,8 @@ impl Stdin {
         let mut end = self.0.lock().await;
         if matches!(*end, End::Unopened) {
             let mut options = pipe::OpenOptions::new();
-            *end = End::Open(options.read_write(true).open_sender(run_dir.join(STDIN_FIFO)).map_err(trouble)?);
+            *end =
+                End::Open(options.read_write(true).open_sender(run_dir.join(STDIN_FIFO)).map_err(trouble)?);
         }
         let End::Open(sender) = &mut *end else {
             return Err(JobError::Busy("the standard input of the run was ended".into()));
