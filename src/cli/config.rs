@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::jobs::options::{Retention, RunLimits};
+use crate::fetch::store::Verify;
+use crate::jobs::{Retention, RunLimits};
 use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
 use crate::policy::rules::Policy;
 use crate::policy::source::parse::sections;
@@ -64,14 +65,14 @@ impl Default for Read {
 pub(crate) struct Cache {
     /// `quota`, bytes.
     pub quota: u64,
-    /// `verify: always`: complete files are hashed at every open.
-    pub verify_always: bool,
+    /// `verify`: how often content on disk is proven.
+    pub verify: Verify,
 }
 
 impl Default for Cache {
     /// 32 GiB: layers of a few dozen large images, decoded.
     fn default() -> Self {
-        Self { quota: 32 << 30, verify_always: false }
+        Self { quota: 32 << 30, verify: Verify::default() }
     }
 }
 
@@ -172,9 +173,9 @@ fn read(fields: &mut Fields<'_>, report: &mut Report) -> Read {
 fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
     let mut cache = Cache::default();
     set(fields, "quota", report, &mut cache.quota, |text| quantity::parse_memory(text).map_err(words));
-    set(fields, "verify", report, &mut cache.verify_always, |text| match text {
-        "always" => Ok(true),
-        "on-change" => Ok(false),
+    set(fields, "verify", report, &mut cache.verify, |text| match text {
+        "always" => Ok(Verify::Always),
+        "on-change" => Ok(Verify::OnChange),
         _ => Err(format!("{text:?} is neither always nor on-change")),
     });
     cache
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(config.state_dir.as_deref(), Some(Path::new("/etc/x/state")));
         assert_eq!(config.read.deadline, Duration::from_secs(5));
         assert_eq!(config.read.stall_timeout, Duration::from_secs(30));
-        assert_eq!((config.cache.quota, config.cache.verify_always), (2 << 30, true));
+        assert_eq!((config.cache.quota, config.cache.verify), (2 << 30, Verify::Always));
         assert_eq!((config.jobs.max_running, config.jobs.limits.tmp_bytes), (2, 1 << 20));
         assert_eq!(config.jobs.retention.max_finished, 5);
     }

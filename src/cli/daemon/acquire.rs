@@ -21,7 +21,7 @@ use crate::fetch::source::BlobSource;
 use crate::fetch::store::Store;
 use crate::fetch::verified::VerifiedBytes;
 use crate::fetch::{signatures, source};
-use crate::fs::image::{Image, ImageTree, Images};
+use crate::fs::image::{Image, ImageTree, Images, TreeError};
 use crate::policy::admit::{self, AdmittedImage};
 use crate::policy::code::{Code, Denied};
 use crate::policy::digest::Digest;
@@ -66,6 +66,15 @@ pub(crate) enum Trouble {
 impl From<Denied> for Trouble {
     fn from(denied: Denied) -> Self {
         Self::Refused(denied)
+    }
+}
+
+impl From<TreeError> for Trouble {
+    fn from(error: TreeError) -> Self {
+        match &error {
+            TreeError::Disk { source, .. } => Self::Failed(FetchError::storage("cannot keep the tree", source)),
+            _ => Self::Refused(Denied::new(Code::Oci, format!("the layers do not make a tree: {error}"))),
+        }
     }
 }
 
@@ -160,10 +169,10 @@ impl Acquisition<'_> {
     ) -> Result<(), Trouble> {
         let mut search = Search::default();
         for (layer, descriptor) in layers.iter_mut().zip(&documents.manifest.layers).rev() {
-            let found = match layer {
-                Some(layer) => layer,
-                None => layer.insert(self.fetch_one(source, descriptor).await?),
-            };
+            if layer.is_none() {
+                *layer = Some(self.fetch_one(source, descriptor).await?);
+            }
+            let Some(found) = layer else { continue };
             if let Some(place) = search.look(found.index())? {
                 let bytes = read_manifest(found, &place).await?;
                 let addon = admit::addon(admitted, &bytes)?;
@@ -188,8 +197,8 @@ impl Acquisition<'_> {
     ) -> Result<Layer, Trouble> {
         self.forbid_if_never(descriptor)?;
         self.board.local_done(self.at);
-        let progress = Arc::new(Progress::default());
-        self.board.fetching(self.at, vec![Arc::clone(&progress)], descriptor.size);
+        let progress = Arc::new(Progress::new(descriptor.size));
+        self.board.fetching(self.at, &progress);
         Ok(Layer::ingest(&self.rooms.store, Arc::clone(source), descriptor, &progress).await?)
     }
 
@@ -235,14 +244,16 @@ impl Acquisition<'_> {
             self.forbid_if_never(&descriptors[*index])?;
         }
         self.board.local_done(self.at);
-        let progress: Vec<Arc<Progress>> = missing.iter().map(|_| Arc::new(Progress::default())).collect();
-        let total = missing.iter().map(|index| descriptors[*index].size).sum();
-        self.board.fetching(self.at, progress.clone(), total);
-        let fetched: Vec<(usize, Layer)> = stream::iter(missing.into_iter().zip(progress))
-            .map(async |(index, progress)| {
-                let layer =
-                    Layer::ingest(&self.rooms.store, Arc::clone(source), &descriptors[index], &progress).await?;
-                Ok::<_, FetchError>((index, layer))
+        let progress = Arc::new(Progress::new(missing.iter().map(|index| descriptors[*index].size).sum()));
+        self.board.fetching(self.at, &progress);
+        let fetched: Vec<(usize, Layer)> = stream::iter(missing)
+            .map(|index| {
+                let (source, progress) = (Arc::clone(source), Arc::clone(&progress));
+                async move {
+                    let layer =
+                        Layer::ingest(&self.rooms.store, source, &descriptors[index], &progress).await?;
+                    Ok::<_, FetchError>((index, layer))
+                }
             })
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect()
@@ -258,7 +269,7 @@ impl Acquisition<'_> {
         let digest = documents.digest;
         let path = self.rooms.trees.join(digest.hex());
         let created = documents.config.created.unwrap_or(0);
-        let (tree, layers) = tokio::task::spawn_blocking(move || -> Result<_, FetchError> {
+        let (tree, layers) = tokio::task::spawn_blocking(move || -> Result<_, TreeError> {
             let tree = match ImageTree::open(&path) {
                 Ok(tree) => tree,
                 Err(_) => {
@@ -271,8 +282,12 @@ impl Acquisition<'_> {
         })
         .await
         .map_err(|e| FetchError::storage("building the tree", &std::io::Error::other(e)))??;
-        let image = Image::new(tree, layers, documents.manifest_json.clone(), documents.config_json.clone());
-        self.rooms.images.insert(digest, Arc::new(image));
+        let (manifest_json, config_json) = (documents.manifest_json.clone(), documents.config_json.clone());
+        let image = Image { tree, layers, manifest_json, config_json };
+        self.rooms
+            .images
+            .insert(digest, Arc::new(image))
+            .map_err(|error| Denied::new(Code::Oci, error.to_string()))?;
         self.board.set_rootfs(self.at, digest);
         self.board.apply(self.at, Transition::Ready);
         self.board.local_done(self.at);

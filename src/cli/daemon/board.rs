@@ -98,9 +98,8 @@ struct Entry {
     status: SourceStatus,
     candidate: Option<Candidate>,
     visible: bool,
-    /// Fetches under way, with the bytes that were there before.
-    fetching: Vec<Arc<Progress>>,
-    fetch_total: u64,
+    /// The fetch under way.
+    fetching: Option<Arc<Progress>>,
     last_error: Arc<[u8]>,
     /// What is known without the network has been done.
     local_done: bool,
@@ -132,8 +131,7 @@ impl Board {
             status: SourceStatus::new(spec, 1, now),
             candidate: None,
             visible: false,
-            fetching: Vec::new(),
-            fetch_total: 0,
+            fetching: None,
             last_error: Arc::from([]),
             local_done: false,
         };
@@ -184,7 +182,7 @@ impl Board {
                 entry.last_error = format!("{code}: {message}\n").into_bytes().into();
             }
             if !matches!(entry.status.phase(), Phase::Fetching { .. }) {
-                entry.fetching.clear();
+                entry.fetching = None;
             }
             event_of(entry)
         };
@@ -204,11 +202,11 @@ impl Board {
         self.lock().get(at).map_or(0, |entry| entry.status.backoff_ms(jitter, retry_after_ms))
     }
 
-    /// A fetch of layers starts: `status.json` sums what they tell.
-    pub(crate) fn fetching(&self, at: usize, progress: Vec<Arc<Progress>>, total: u64) {
+    /// A fetch of layers starts: `status.json` shows its progress.
+    pub(crate) fn fetching(&self, at: usize, progress: &Arc<Progress>) {
+        let total = progress.total.load(Ordering::Relaxed);
         if let Some(entry) = self.lock().get_mut(at) {
-            entry.fetching = progress;
-            entry.fetch_total = total;
+            entry.fetching = Some(Arc::clone(progress));
         }
         self.apply(at, Transition::Fetch { done: 0, total });
     }
@@ -411,9 +409,9 @@ impl Board {
 
 impl Entry {
     fn count_bytes(&mut self) {
-        if matches!(self.status.phase(), Phase::Fetching { .. }) {
-            let done = self.fetching.iter().map(|p| p.done.load(Ordering::Relaxed)).sum();
-            let total = self.fetch_total;
+        if let Some(progress) = &self.fetching {
+            let done = progress.done.load(Ordering::Relaxed);
+            let total = progress.total.load(Ordering::Relaxed);
             self.status.apply(Transition::Fetch { done, total }, clock::now_ms());
         }
     }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::acquire::{Acquisition, Rooms, Trouble};
 use super::board::Board;
 use super::clock;
-use crate::jobs::options::{EnsureImage, Progress};
+use crate::jobs::{EnsureImage, Progress};
 use crate::policy::source::spec::SourceSpec;
 use crate::policy::source::status::{Phase, Transition};
 

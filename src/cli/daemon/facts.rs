@@ -60,7 +60,6 @@ impl DaemonFacts {
             }),
             Err(reason) => json!({"how": format!("none: {reason}"), "unavailable": reason}),
         };
-        let usage = self.store.usage();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -76,7 +75,7 @@ impl DaemonFacts {
             "survival": self.survival(),
             "runtime": runtime,
             "runs": {"running": counts.running, "queued": counts.queued},
-            "store": {"bytes": usage.bytes, "quota_bytes": usage.quota},
+            "store": {"bytes": self.store.used_bytes(), "quota_bytes": self.store.options().quota_bytes},
             "sources": sources,
         })
     }

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::jobs::options::Caller;
-use crate::jobs::{Command, Jobs};
+use crate::jobs::{Caller, Command, Jobs};
 
 /// How a daemon is asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +65,7 @@ impl StopRequests {
                 give_up = Some(Instant::now() + CANCEL_LIMIT);
                 let daemon = Caller { uid: nix::unistd::geteuid().as_raw(), gid: 0, pid: std::process::id() };
                 for run in &live {
-                    if let Err(error) = jobs.run_command(run, &Command::Cancel, &daemon) {
+                    if let Err(error) = jobs.run_command(run, Command::Cancel, &daemon) {
                         tracing::warn!(run = run.id(), %error, "cannot cancel");
                     }
                 }

@@ -14,13 +14,14 @@ use crate::fetch::store::{Store, StoreOptions};
 use crate::fs::control::ControlOptions;
 use crate::jobs::executor::Executor;
 use crate::jobs::oci::{OciExecutor, OciOptions};
-use crate::jobs::options::{EnsureImage, Grants, JobsOptions};
+use crate::jobs::{EnsureImage, Grants, JobsOptions};
 use crate::jobs::spawner::{Helper, Spawner};
 use crate::policy::rules::Profile;
 
 /// The store below the cache directory.
 pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Arc<Store>> {
-    let store = StoreOptions { quota_bytes: config.cache.quota, verify_always: config.cache.verify_always };
+    let store =
+        StoreOptions { quota_bytes: config.cache.quota, verify: config.cache.verify, ..StoreOptions::default() };
     Ok(Store::open(&options.dirs.cache.join("store"), store)?)
 }
 
@@ -110,7 +111,7 @@ pub(crate) fn control_options(options: &HoldOptions, config: &Config) -> anyhow:
         gid: nix::unistd::getegid().as_raw(),
         group: group(config)?,
         images_dir: (!nested).then(|| options.images_dir.clone()),
-        runner: crate::jobs::RUNNER,
+        runner: crate::jobs::runner::RUNNER,
         runtime: tokio::runtime::Handle::current(),
     })
 }
