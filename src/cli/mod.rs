@@ -68,3 +68,10 @@ fn hold(ready: &str, options: &str) -> anyhow::Result<ExitCode> {
 fn asynchronous<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
 }
+
+pub(crate) mod build;
+pub(crate) mod keygen;
+pub(crate) mod password;
+pub(crate) mod push;
+pub(crate) mod registry_access;
+pub(crate) mod sign;

@@ -43,6 +43,8 @@ pub(super) struct Shared {
     jobs: RwLock<BTreeMap<String, Arc<Job>>>,
     runs: RwLock<Runs>,
     queue: Mutex<Queue>,
+    /// The daemon's environment, where `overrides.env_inheritance` gives it to jobs; else empty.
+    pub(super) inherited: Vec<(String, String)>,
     /// Runs that were queued when the daemon ended, until their job is installed again.
     parked: Mutex<Vec<Arc<Run>>>,
     generation: AtomicU64,
@@ -96,8 +98,10 @@ impl Jobs {
             per_job: options.max_running_per_job.max(1),
             waiting: options.max_queued.max(1),
         };
+        let inherited = if options.overrides.env_inheritance { readable_environment() } else { Vec::new() };
         let jobs = Self(Arc::new(Shared {
             options,
+            inherited,
             executor,
             events,
             runtime,
@@ -399,6 +403,11 @@ impl Runs {
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Run>> {
         self.by_number.values()
     }
+}
+
+/// The variables that are text.
+fn readable_environment() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
 }
 
 /// A name that is one plain word in a shell, in a URL and in a log.

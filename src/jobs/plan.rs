@@ -23,12 +23,13 @@ use super::args::MAX_PLAIN_BYTES;
 use super::descriptor::{Finding, Job, limits_json, millis};
 use super::error::JobError;
 use super::executor::{DATA_DIR_INSIDE, LaunchSpec, NetworkSpec, RUN_DIR_INSIDE, RuntimeInfo};
-use super::options::{Grants, RunLimits};
+use super::options::RunLimits;
 use super::record::pretty;
 use crate::policy::addon::Network;
 use crate::policy::arguments::{ArgumentProblem, Arguments, is_reserved};
 use crate::policy::code::{Code, Denied};
 use crate::policy::digest::Digest;
+use crate::policy::rules::{Overrides, Profile};
 
 /// `PATH` of a container whose image and manifest set none; what runc and docker use.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,7 +37,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// What a plan depends on besides job and arguments.
 #[derive(Debug)]
 pub(super) struct Surroundings<'a> {
-    pub(super) grants: &'a Grants,
+    pub(super) profile: Profile,
+    pub(super) overrides: &'a Overrides,
+    /// The daemon's environment, where policy gives it to jobs; else empty.
+    pub(super) inherited: &'a [(String, String)],
     pub(super) limits: RunLimits,
     /// Where image trees are.
     pub(super) images_dir: PathBuf,
@@ -82,7 +86,7 @@ impl Plan {
         let limits = limits_json(job.effective, around.limits);
         let rootfs = if spec.read_only_root { "read-only" } else { "throw-away" };
         let policy = json!({
-            "profile": around.grants.profile,
+            "profile": around.profile,
             "network": network,
             "rootfs": rootfs,
             "findings": findings,
@@ -153,7 +157,6 @@ fn network(job: &Job, around: &Surroundings<'_>, findings: &mut Vec<Finding>) ->
     if job.entry.network == Network::None {
         return Ok(NetworkSpec::None);
     }
-    let grants = around.grants;
     let why_not = match &around.network {
         Ok(NetworkSpec::User) => return Ok(NetworkSpec::User),
         Ok(NetworkSpec::Host | NetworkSpec::None) => {
@@ -161,9 +164,9 @@ fn network(job: &Job, around: &Surroundings<'_>, findings: &mut Vec<Finding>) ->
         }
         Err(words) => words.as_str(),
     };
-    let (code, message) = if grants.host_network {
+    let (code, message) = if around.overrides.network.iter().any(|n| n == "host") {
         ("policy.override.allowed", "the job runs in the host's network: overrides.network holds host")
-    } else if grants.unchecked {
+    } else if around.profile == Profile::Disabled {
         ("policy.unchecked", "the job runs in the host's network: the profile is disabled")
     } else {
         return Err(Denied::new(
@@ -196,23 +199,22 @@ fn spec(
         }]));
     }
     let config = &job.addon.image_config;
-    let grants = around.grants;
-    let writable = !grants.secure || grants.rootfs_writable;
-    if grants.secure && grants.rootfs_writable {
-        findings.push(Finding {
-            code: "policy.override.allowed",
-            message: "the root file system is writable (thrown away at the end): overrides.rootfs_writable"
-                .into(),
-        });
+    let (secure, overrides) = (around.profile == Profile::Secure, around.overrides);
+    let granted = |message: &str| Finding { code: "policy.override.allowed", message: message.to_owned() };
+    if secure && overrides.rootfs_writable {
+        findings.push(granted("the root file system is writable and thrown away: overrides.rootfs_writable"));
+    }
+    if overrides.env_inheritance {
+        findings.push(granted("the job gets the daemon's environment: overrides.env_inheritance"));
     }
     Ok(LaunchSpec {
         run_id: String::new(),
         rootfs: around.images_dir.join(job.addon.tree.dashed()).join("rootfs"),
         argv: job.entry.command.clone(),
-        env: environment(job, args, grants.data_dir),
+        env: environment(job, args, around),
         cwd: if config.working_dir.is_empty() { "/".into() } else { config.working_dir.clone() },
         user: config.user.clone(),
-        read_only_root: !writable,
+        read_only_root: secure && !overrides.rootfs_writable,
         network,
         cpu_millis: job.effective.cpu_millis,
         memory_bytes: job.effective.memory_bytes,
@@ -222,7 +224,7 @@ fn spec(
         tmp_bytes: around.limits.tmp_bytes,
         out_bytes: around.limits.out_bytes,
         log_bytes: around.limits.log_bytes,
-        data_dir: grants.data_dir.then(|| around.data_dir.clone()),
+        data_dir: overrides.data_dir.then(|| around.data_dir.clone()),
         args_json,
         stdin: false,
         secret_names: args.secrets.iter().map(|(name, _)| name.clone()).collect(),
@@ -230,21 +232,18 @@ fn spec(
 }
 
 /// The image's variables, then the manifest's, then ours; a later one takes the place of an earlier one. Nothing of
-/// the daemon's own environment. Names that are ours mean nothing when an image sets them.
-fn environment(job: &Job, args: &Arguments, data_dir: bool) -> Vec<(String, String)> {
+/// the daemon's own environment unless policy says so. Names that are ours mean nothing when an image sets them.
+fn environment(job: &Job, args: &Arguments, around: &Surroundings<'_>) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: &str| match env.iter_mut().find(|(known, _)| known == name) {
         Some(variable) => value.clone_into(&mut variable.1),
         None => env.push((name.to_owned(), value.to_owned())),
     };
     set("PATH", DEFAULT_PATH);
-    for line in &job.addon.image_config.env {
-        if let Some((name, value)) = line.split_once('=')
-            && !name.is_empty()
-            && !is_reserved(name)
-        {
-            set(name, value);
-        }
+    let inherited = around.inherited.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let image = job.addon.image_config.env.iter().filter_map(|line| line.split_once('='));
+    for (name, value) in inherited.chain(image).filter(|(name, _)| !name.is_empty() && !is_reserved(name)) {
+        set(name, value);
     }
     for (name, value) in &job.entry.env {
         set(name, value);
@@ -253,7 +252,7 @@ fn environment(job: &Job, args: &Arguments, data_dir: bool) -> Vec<(String, Stri
         set(&name, &value);
     }
     set("RUN_DIR", RUN_DIR_INSIDE);
-    if data_dir {
+    if around.overrides.data_dir {
         set("DATA_DIR", DATA_DIR_INSIDE);
     }
     env

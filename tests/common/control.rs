@@ -1,9 +1,10 @@
 //! A control tree with scripted facts, and jobs whose executor runs their commands as plain processes.
+//! Not every test uses every helper.
+#![allow(dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +15,7 @@ use addonfs::fs::control::{ControlOptions, ControlTree};
 use addonfs::fs::error::FsError;
 use addonfs::fs::facts::{CtlTarget, Facts, ShownSource, SourceFiles};
 use addonfs::jobs::executor::{Cause, Executor, Launch, NetworkSpec, Outcome, RuntimeInfo, ShimId, Stop};
-use addonfs::jobs::options::JobsOptions;
-use addonfs::jobs::{AddonJobs, Jobs};
+use addonfs::jobs::{AddonJobs, Jobs, JobsOptions};
 use addonfs::policy::addon::{AddonManifest, Network, Origin};
 use addonfs::policy::digest::Digest;
 use addonfs::policy::event::{Event, EventSink};
@@ -189,30 +189,17 @@ impl Executor for PlainProcesses {
         std::fs::create_dir_all(&out).map_err(|e| e.to_string())?;
         let log = |name: &str| File::create(dir.join(name)).map(OwnedFd::from).map_err(|e| e.to_string());
         let (stdin, keep) = if launch.spec.stdin {
-            let mut both = File::options();
-            both.read(true).write(true);
-            let keep = both.open(dir.join("stdin")).map_err(|e| e.to_string())?;
-            let read = File::open(dir.join("stdin")).map_err(|e| e.to_string())?;
-            (Stdio::from(read), Some(keep))
+            let pipe = dir.join("stdin");
+            // the writing end first: opening for reading waits for one
+            let keep = File::options().read(true).write(true).open(&pipe).map_err(|e| e.to_string())?;
+            (Stdio::from(File::open(&pipe).map_err(|e| e.to_string())?), Some(keep))
         } else {
             (Stdio::null(), None)
         };
         let mut command = tokio::process::Command::new(&launch.spec.argv[0]);
-        command.args(&launch.spec.argv[1..]).arg(&out).stdin(stdin);
-        if launch.spec.argv[0] != "sh" {
-            command = tokio::process::Command::new(&launch.spec.argv[0]);
-            command.args(&launch.spec.argv[1..]);
-            command.stdin(match &keep {
-                Some(_) => Stdio::from(
-                    File::options()
-                        .read(true)
-                        .custom_flags(nix::libc::O_NONBLOCK)
-                        .open(dir.join("stdin"))
-                        .and_then(blocking)
-                        .map_err(|e| e.to_string())?,
-                ),
-                None => Stdio::null(),
-            });
+        command.args(&launch.spec.argv[1..]).stdin(stdin);
+        if launch.spec.argv[0] == "sh" {
+            command.arg(&out); // its $1, in the place of $RUN_DIR
         }
         command.stdout(Stdio::from(log("stdout")?)).stderr(Stdio::from(log("stderr")?));
         let child = command.kill_on_drop(true).spawn().map_err(|e| e.to_string())?;
@@ -254,6 +241,10 @@ impl Executor for PlainProcesses {
                 live.canceled = true;
                 Signal::SIGTERM
             }
+            Stop::Eof => {
+                live.stdin = None;
+                return Ok(());
+            }
             Stop::Signal(number) => Signal::try_from(number).map_err(|e| e.to_string())?,
         };
         kill(Pid::from_raw(live.pid), signal).map_err(|e| e.to_string())
@@ -265,11 +256,6 @@ impl Executor for PlainProcesses {
         }
         Ok(())
     }
-}
-
-fn blocking(file: File) -> std::io::Result<File> {
-    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty())?;
-    Ok(file)
 }
 
 /// A tree over scripted facts, with everything it needs, gone when dropped.
