@@ -4,8 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::build::BuildArgs;
+use super::keygen::KeygenArgs;
 use super::mount::MountArgs;
 use super::pull::PullArgs;
+use super::push::PushArgs;
+use super::sign::SignArgs;
 use super::status::StatusArgs;
 use super::umount::UmountArgs;
 
@@ -30,6 +34,10 @@ pub(crate) enum Command {
     Umount(UmountArgs),
     Status(StatusArgs),
     Pull(PullArgs),
+    Build(BuildArgs),
+    Push(PushArgs),
+    Keygen(KeygenArgs),
+    Sign(SignArgs),
 }
 
 /// Our own program started again in another role; never typed by hand.

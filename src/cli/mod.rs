@@ -9,16 +9,22 @@ use clap::Parser as _;
 use args::{Cli, Command, Role};
 
 mod args;
+mod build;
 mod config;
 mod daemon;
 mod daemon_status;
 mod dirs;
 mod exit;
+mod keygen;
 mod logging;
 mod mount;
 mod mounted;
+mod password;
 mod progress;
 mod pull;
+mod push;
+mod registry_access;
+mod sign;
 mod status;
 mod umount;
 
@@ -45,6 +51,10 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(args),
         Command::Status(args) => status::run(args),
         Command::Pull(args) => pull::run(args),
+        Command::Build(args) => asynchronous(build::run(args)),
+        Command::Push(args) => asynchronous(push::run(args)),
+        Command::Keygen(args) => asynchronous(keygen::run(args)),
+        Command::Sign(args) => asynchronous(sign::run(args)),
     }
 }
 
@@ -68,10 +78,3 @@ fn hold(ready: &str, options: &str) -> anyhow::Result<ExitCode> {
 fn asynchronous<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
 }
-
-pub(crate) mod build;
-pub(crate) mod keygen;
-pub(crate) mod password;
-pub(crate) mod push;
-pub(crate) mod registry_access;
-pub(crate) mod sign;
