@@ -24,7 +24,6 @@ use crate::fetch::{signatures, source};
 use crate::fs::image::{Image, ImageTree, Images, TreeError};
 use crate::policy::admit::{self, AdmittedImage};
 use crate::policy::code::{Code, Denied};
-use crate::policy::digest::Digest;
 use crate::policy::image::{Descriptor, Platform};
 use crate::policy::rules::{Policy, VerifyMode};
 use crate::policy::source::spec::{PullPolicy, SourceSpec};

@@ -14,9 +14,8 @@ use crate::fetch::store::{Store, StoreOptions};
 use crate::fs::control::ControlOptions;
 use crate::jobs::executor::Executor;
 use crate::jobs::oci::{OciExecutor, OciOptions};
-use crate::jobs::{EnsureImage, Grants, JobsOptions};
+use crate::jobs::{EnsureImage, JobsOptions};
 use crate::jobs::spawner::{Helper, Spawner};
-use crate::policy::rules::Profile;
 
 /// The store below the cache directory.
 pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Arc<Store>> {
@@ -69,19 +68,12 @@ pub(crate) fn jobs_options(
     ensure_image: EnsureImage,
 ) -> anyhow::Result<JobsOptions> {
     let policy = &config.policy;
-    let profile = serde_json::json!(policy.profile).as_str().unwrap_or_default().to_owned();
     let mut jobs = JobsOptions::new(options.dirs.state.clone(), options.mount_point.clone());
     jobs.images_dir = options.images_dir.clone();
     jobs.group = group(config)?;
     jobs.ceilings = policy.ceilings;
-    jobs.grants = Grants {
-        profile,
-        secure: policy.profile == Profile::Secure,
-        unchecked: policy.profile == Profile::Disabled,
-        host_network: policy.overrides.network.iter().any(|n| n == "host"),
-        rootfs_writable: policy.overrides.rootfs_writable,
-        data_dir: policy.overrides.data_dir,
-    };
+    jobs.profile = policy.profile;
+    jobs.overrides = policy.overrides.clone();
     jobs.limits = config.jobs.limits;
     jobs.max_running = config.jobs.max_running;
     jobs.max_running_per_job = config.jobs.max_running_per_job;
