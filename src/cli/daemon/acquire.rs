@@ -135,7 +135,7 @@ impl Acquisition<'_> {
                 (false, Ok(admitted)) => Ok(admitted),
                 _ => {
                     self.board.local_done(self.at);
-                    let found = signatures::find(source, pinned).await?;
+                    let found = signatures::fetch(source, pinned).await?;
                     if !found.is_empty() {
                         documents.put_signatures(pinned, &found)?;
                     }
