@@ -6,5 +6,8 @@
 
 pub mod error;
 pub mod index;
+pub(crate) mod ingest;
+pub mod layer;
 pub mod source;
+pub mod store;
 pub mod verified;
