@@ -2,15 +2,27 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use super::error::FetchError;
+use super::layout::Layout;
+use super::registry::{Registry, RegistryOptions};
 use super::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
 use crate::policy::image::Descriptor;
+use crate::policy::reference::Location;
+
+/// The source at `location`: a layout is looked at, a registry is not asked yet.
+pub fn open(location: &Location, options: &RegistryOptions) -> Result<Arc<dyn BlobSource>, FetchError> {
+    Ok(match location {
+        Location::Registry { .. } => Registry::open(location, options)?,
+        Location::Layout { path } => Layout::open(path)?,
+    })
+}
 
 /// One repository of a registry, or one image layout on disk.
 ///

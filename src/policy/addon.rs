@@ -1,4 +1,8 @@
-//! The add-on manifest (`/addon/manifest.yaml`, classic dialect): types here, the parser in its own file.
+//! The add-on manifest (`/addon/manifest.yaml`, classic dialect).
+//!
+//! In: the file's bytes. Out: an [`AddonManifest`] in which everything is checked, or every problem at once, each
+//! with line, column and JSON pointer. Types here; [`parse`] reads the document, [`entrypoint`] one entrypoint,
+//! [`fields`] single values.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +11,16 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::arguments::ArgSpec;
+use super::code::{Code, Denied};
 use super::digest::Digest;
+pub use super::yaml::Problem;
+
+mod entrypoint;
+mod fields;
+mod parse;
+
+/// Names that a source's folder has beside the folders of its jobs: no entrypoint may be called so.
+pub const FIXED_NAMES: [&str; 4] = ["rootfs", "addon", "addon.json", "manifest.yaml"];
 
 /// A valid add-on manifest.
 #[derive(Debug, Clone)]
@@ -22,6 +35,14 @@ pub struct AddonManifest {
     pub metadata: BTreeMap<String, String>,
     /// `entrypoints`, in their written order, at least one, ids unique.
     pub entrypoints: Vec<Entrypoint>,
+    /// What is odd but does no harm: keys that nobody reads.
+    pub warnings: Vec<Problem>,
+}
+
+/// The refusal of a manifest: every problem in one line, in the order of the file.
+pub fn denied(problems: &[Problem]) -> Denied {
+    let words: Vec<String> = problems.iter().map(|problem| problem.to_string().replace('\n', " ")).collect();
+    Denied::new(Code::AddonManifest, format!("manifest.yaml: {}", words.join("; ")))
 }
 
 /// One entrypoint: what becomes a job.

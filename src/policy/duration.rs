@@ -84,7 +84,7 @@ fn scaled(number: &str, scale: u128) -> Option<u128> {
     let fraction = fraction.get(..18).unwrap_or(fraction);
     let unit = 10u128.pow(fraction.len() as u32);
     let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
-    Some(whole.checked_mul(scale)?.checked_add(fraction.checked_mul(scale)? / unit)?)
+    whole.checked_mul(scale)?.checked_add(fraction.checked_mul(scale)? / unit)
 }
 
 /// Writes a duration as Go's `Duration.String` does: `1m30s`, `5m0s`, `1.5s`, `300ms`, `0s`.

@@ -5,15 +5,18 @@
 //! Pure and synchronous: this room must not know of the network, of tokio, of FUSE, nor of any other room.
 
 pub mod addon;
+pub mod admit;
 pub mod arguments;
 pub mod ceiling;
 pub mod code;
 pub mod digest;
 pub mod duration;
 pub mod event;
+pub mod fields;
 pub mod image;
 pub mod image_config;
 pub mod mount_path;
+pub(crate) mod nearest;
 pub mod platform;
 pub mod quantity;
 pub mod reference;

@@ -5,13 +5,11 @@
 //! artifact's symlink. Of two sources that collide the later one in the configuration is not shown. The check is
 //! made again whenever a manifest becomes known; a source whose jobs are not known yet claims its folder only.
 
+use super::addon::FIXED_NAMES;
 use super::code::{Code, Denied};
 
 /// The daemon's own folder at the top of the mount.
 pub const RESERVED: &str = ".addonfs";
-
-/// Names in an add-on's folder beside its jobs.
-pub const FIXED_NAMES: [&str; 4] = ["rootfs", "addon", "addon.json", "manifest.yaml"];
 
 /// Longest mount path in bytes; leaves room in PATH_MAX for the mount point, job, run and file.
 const MAX_LENGTH: usize = 1024;

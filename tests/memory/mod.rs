@@ -16,7 +16,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     None,
     /// Nothing answers.
     Down,
@@ -38,7 +38,7 @@ pub enum Fault {
 
 /// One blob.
 #[derive(Debug)]
-pub struct MemorySource {
+pub(crate) struct MemorySource {
     blob: Bytes,
     fault: Mutex<Fault>,
     ranges: AtomicUsize,
@@ -46,7 +46,7 @@ pub struct MemorySource {
 }
 
 impl MemorySource {
-    pub fn new(blob: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn new(blob: Vec<u8>) -> Arc<Self> {
         Arc::new(Self {
             blob: blob.into(),
             fault: Mutex::new(Fault::None),
@@ -55,7 +55,7 @@ impl MemorySource {
         })
     }
 
-    pub fn descriptor(&self) -> Descriptor {
+    pub(crate) fn descriptor(&self) -> Descriptor {
         Descriptor {
             // Deliberately wrong half of the time: magic bytes decide.
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
@@ -65,17 +65,17 @@ impl MemorySource {
         }
     }
 
-    pub fn set(&self, fault: Fault) {
+    pub(crate) fn set(&self, fault: Fault) {
         *self.fault.lock().expect("no panic while held") = fault;
     }
 
     /// How many ranges were asked for.
-    pub fn ranges(&self) -> usize {
+    pub(crate) fn ranges(&self) -> usize {
         self.ranges.load(Ordering::Relaxed)
     }
 
     /// How many times the whole was asked for.
-    pub fn streams(&self) -> usize {
+    pub(crate) fn streams(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
     }
 

@@ -10,7 +10,11 @@
 //!    [`session::Serving::start`];
 //! 3. when the daemon dies, the next one starts with the same descriptor and the same bytes.
 
+pub mod backing;
 mod commfd;
+pub mod control;
+pub mod images;
 pub mod mount;
+mod owed;
 mod raw;
 pub mod session;

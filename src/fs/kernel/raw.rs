@@ -1,10 +1,11 @@
-//! The three system calls that no safe wrapper covers: putting one descriptor under another's number, and opening
-//! and closing a passthrough backing id by hand (fuser ties an id to one open; ours live as long as the inode).
+//! What no safe wrapper covers: putting one descriptor under another's number, and using and closing a passthrough
+//! backing id by hand (fuser closes an id with its guard; ours live as long as the inode).
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use fuser::{FileHandle, FopenFlags, ReplyOpen};
 use nix::libc;
 
 /// Makes `target`'s number refer to `source`'s open file, close-on-exec.
@@ -22,3 +23,12 @@ pub(super) fn close_backing(device: BorrowedFd<'_>, id: u32) -> io::Result<()> {
 }
 
 nix::ioctl_write_ptr!(backing_close, 229, 2, u32);
+
+/// Answers an OPEN with a backing id that stays open.
+pub(super) fn opened_passthrough(reply: ReplyOpen, handle: FileHandle, flags: FopenFlags, id: u32) {
+    // SAFETY: `id` is an open id of this connection (it was made on it and journaled; ids are closed only after
+    // their inode was taken out of the table of known ids), and `into_raw` below keeps the guard from closing it.
+    let guard = unsafe { reply.wrap_backing(id) };
+    reply.opened_passthrough(handle, flags, &guard);
+    let _ = guard.into_raw();
+}

@@ -1,5 +1,7 @@
-//! A source: what the configuration asks for ([`spec`]) and how far it is ([`status`]).
+//! A source: what the configuration asks for ([`parse`], [`spec`]) and how far it is ([`status`]).
 //!
 //! The transitions are pure and live here; `cli::daemon` drives them.
 
+pub mod parse;
 pub mod spec;
+pub mod status;

@@ -1,0 +1,299 @@
+//! One request to a registry: authorization, one renewal of it, and redirects.
+//!
+//! In: method, path, what it is for. Out: an answer that is neither a redirect nor a refusal that a new grant
+//! could have cured; any other status is for the caller to judge. Attempts are not repeated here.
+//!
+//! Redirects are followed here and not by the HTTP library, because credentials must not leave the registry's
+//! origin (distribution-spec, "Redirects"), an https registry must not lead to plain http, and the target of a
+//! blob is kept to save a round trip a range.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
+    WWW_AUTHENTICATE,
+};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
+use url::Url;
+
+use super::RegistryOptions;
+use super::auth::{Access, Auth, Grant, Renewal};
+use super::body::peek;
+use super::challenge;
+use super::connections::{self, Connections};
+use super::endpoint::{Endpoint, same_origin};
+use super::retry::RetryPolicy;
+use super::status;
+use crate::fetch::error::{Class, FetchError, Side};
+use crate::policy::digest::Digest;
+
+/// Registries need one redirect, some two; more is a loop.
+const MAX_REDIRECTS: usize = 5;
+/// Targets that are remembered: at least one a layer of any image.
+const MAX_TARGETS: usize = 4096;
+
+/// What is sent.
+pub(super) struct Request<'a> {
+    pub(super) method: Method,
+    /// The address; [`Client::url`] makes those of the repository.
+    pub(super) url: Url,
+    pub(super) access: Access,
+    pub(super) headers: Vec<(HeaderName, String)>,
+    pub(super) body: Option<Content>,
+    /// Names the request in messages.
+    pub(super) what: &'a str,
+}
+
+/// The body of a request.
+pub(super) enum Content {
+    /// Bytes, which can be sent again.
+    Bytes(Bytes),
+    /// A stream of so many bytes, which cannot.
+    Stream(Body, u64),
+}
+
+/// An answer and the address that gave it.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    pub(super) url: Url,
+    /// Whether the registry itself answered, not the target of a redirect.
+    pub(super) own: bool,
+}
+
+/// The client for one repository.
+pub(super) struct Client {
+    pub(super) endpoint: Endpoint,
+    pub(super) retry: RetryPolicy,
+    pub(super) stall: Duration,
+    pub(super) commit: Duration,
+    pub(super) max_skip: u64,
+    user_agent: String,
+    connections: Connections,
+    auth: Auth,
+    targets: Mutex<HashMap<Digest, Url>>,
+}
+
+impl Client {
+    pub(super) fn new(endpoint: Endpoint, options: &RegistryOptions) -> Self {
+        let auth = Auth::new(options.credentials.clone(), options.connections.clone(), options.stall_timeout);
+        Self {
+            endpoint,
+            retry: options.retry,
+            stall: options.stall_timeout,
+            commit: options.commit_timeout,
+            max_skip: options.max_skip,
+            user_agent: options.user_agent.clone(),
+            connections: options.connections.clone(),
+            auth,
+            targets: Mutex::default(),
+        }
+    }
+
+    /// The root of the registry.
+    pub(super) async fn base(&self) -> Result<&Url, FetchError> {
+        self.endpoint
+            .base(|url: Url| async move {
+                let what = format!("registry {}", self.endpoint.name);
+                let request = self.request(&Method::GET, &url)?;
+                let response = connections::send(request, &what, self.stall).await?;
+                // 400 is what TLS servers written in Go say to plain http; a registry does not answer a ping so
+                Ok(response.status() != StatusCode::BAD_REQUEST)
+            })
+            .await
+    }
+
+    /// An address in the repository, for example of `["blobs", digest]`.
+    pub(super) async fn url(&self, path: &[&str]) -> Result<Url, FetchError> {
+        Ok(self.endpoint.url(self.base().await?, path))
+    }
+
+    /// Sends a request with authorization, renewed once if refused, and follows redirects of reads.
+    pub(super) async fn send(&self, mut request: Request<'_>) -> Result<Answer, FetchError> {
+        let base = self.base().await?;
+        let mut renewed = false;
+        let mut redirects = 0;
+        loop {
+            let own = same_origin(&request.url, base);
+            let grant = if own { self.auth.current(&self.endpoint, request.access).await? } else { None };
+            let (response, again) = self.send_once(&mut request, grant.as_ref()).await?;
+            let status = response.status();
+            if own && !renewed && may_be_expired(status, grant.as_ref()) {
+                let challenges = challenges(&response);
+                let access = request.access;
+                let renewal =
+                    self.auth.renew(&self.endpoint, base, access, &challenges, grant.as_ref()).await?;
+                renewed = true;
+                if renewal == Renewal::Again {
+                    if !again {
+                        let message = format!("{}: authorization expired under way", request.what);
+                        return Err(FetchError::new(Class::Unavailable, Side::Remote, message));
+                    }
+                    continue;
+                }
+            }
+            let reads = request.method == Method::GET || request.method == Method::HEAD;
+            if reads && status.is_redirection() && status != StatusCode::NOT_MODIFIED {
+                redirects += 1;
+                let location = response.headers().get(LOCATION);
+                request.url = redirected(&request.url, location, redirects).map_err(|why| {
+                    let message = format!("{}: redirected {why}", request.what);
+                    FetchError::new(Class::Protocol, Side::Remote, message)
+                })?;
+                continue;
+            }
+            return Ok(Answer { response, url: request.url, own });
+        }
+    }
+
+    /// Sends to an address without any authorization and without following.
+    pub(super) async fn send_bare(
+        &self,
+        url: &Url,
+        headers: &[(HeaderName, String)],
+        what: &str,
+    ) -> Result<Response, FetchError> {
+        let mut request = self.request(&Method::GET, url)?;
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        connections::send(request, what, self.stall).await
+    }
+
+    /// The answer, and whether the request can be sent again.
+    async fn send_once(
+        &self,
+        request: &mut Request<'_>,
+        grant: Option<&Grant>,
+    ) -> Result<(Response, bool), FetchError> {
+        let mut builder = self.request(&request.method, &request.url)?;
+        for (name, value) in &request.headers {
+            builder = builder.header(name, value);
+        }
+        if let Some(grant) = grant {
+            builder = builder.header(AUTHORIZATION, grant.header.clone());
+        }
+        let mut again = true;
+        match request.body.take() {
+            Some(Content::Bytes(bytes)) => {
+                request.body = Some(Content::Bytes(bytes.clone()));
+                builder = builder.body(bytes);
+            }
+            Some(Content::Stream(stream, length)) => {
+                again = false;
+                builder = builder.header(CONTENT_LENGTH, length).body(stream);
+                // how long it takes is bounded by whoever feeds the stream (see `upload`)
+                let response = builder.send().await.map_err(|e| connections::broken(request.what, e))?;
+                return Ok((response, again));
+            }
+            None => {}
+        }
+        Ok((connections::send(builder, request.what, self.stall).await?, again))
+    }
+
+    fn request(&self, method: &Method, url: &Url) -> Result<RequestBuilder, FetchError> {
+        let client = self.connections.client(url, self.endpoint.trust(url))?;
+        Ok(client
+            .request(method.clone(), url.clone())
+            .header(
+                reqwest::header::USER_AGENT,
+                HeaderValue::from_str(&self.user_agent).unwrap_or(FALLBACK_AGENT),
+            )
+            .header(ACCEPT_ENCODING, "identity"))
+    }
+
+    /// The error of an answer without success; takes the registry's words from it.
+    pub(super) async fn refusal(&self, what: &str, answer: Answer) -> FetchError {
+        let (status, headers) = (answer.response.status(), answer.response.headers().clone());
+        // what a redirect's target says may be anything and is not for our messages
+        let body = if answer.own { peek(answer.response, self.stall).await } else { Bytes::new() };
+        status::error(what, status, &headers, &body)
+    }
+
+    /// Where a blob was found last time.
+    pub(super) fn target(&self, blob: &Digest) -> Option<Url> {
+        self.targets().get(blob).cloned()
+    }
+
+    /// Keeps where a blob was found.
+    pub(super) fn remember(&self, blob: Digest, target: Url) {
+        let mut targets = self.targets();
+        if targets.len() >= MAX_TARGETS {
+            targets.clear();
+        }
+        targets.insert(blob, target);
+    }
+
+    /// Drops what no longer works.
+    pub(super) fn forget(&self, blob: &Digest) {
+        self.targets().remove(blob);
+    }
+
+    fn targets(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Url>> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const FALLBACK_AGENT: HeaderValue = HeaderValue::from_static("addonfs");
+
+/// Whether a new grant may help: 401 always; 403 (ECR) and 400 (ECR Public, aws/containers-roadmap#2835) are how
+/// some registries say that a token has expired.
+fn may_be_expired(status: StatusCode, grant: Option<&Grant>) -> bool {
+    match status {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => grant.is_some(),
+        _ => false,
+    }
+}
+
+fn challenges(response: &Response) -> Vec<challenge::Challenge> {
+    let values = response.headers().get_all(WWW_AUTHENTICATE);
+    values.iter().filter_map(|value| value.to_str().ok()).flat_map(challenge::parse).collect()
+}
+
+/// The `Content-Type` without parameters.
+pub(super) fn content_type(response: &Response) -> String {
+    let value = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    value.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
+}
+
+/// Where a redirect leads; the refusal in words that go on after "redirected".
+fn redirected(from: &Url, location: Option<&HeaderValue>, redirects: usize) -> Result<Url, &'static str> {
+    if redirects > MAX_REDIRECTS {
+        return Err("too often: a loop");
+    }
+    let location = location.and_then(|value| value.to_str().ok()).ok_or("without an address")?;
+    let target = from.join(location).map_err(|_| "to what is no address")?;
+    match (from.scheme(), target.scheme()) {
+        (_, "https") | ("http", "http") => Ok(target),
+        ("https", "http") => Err("from https to plain http"),
+        _ => Err("to what is neither http nor https"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_never_lead_to_less_protection() {
+        let table = [
+            ("https://r/v2/x", Some("https://cdn/y?sig=1"), 1, Some("https://cdn/y?sig=1")),
+            ("https://r/v2/x", Some("/y"), 1, Some("https://r/y")),
+            ("http://r/v2/x", Some("http://cdn/y"), 1, Some("http://cdn/y")),
+            ("http://r/v2/x", Some("https://cdn/y"), 5, Some("https://cdn/y")),
+            ("http://r/v2/x", Some("https://cdn/y"), 6, None),
+            ("https://r/v2/x", Some("http://cdn/y"), 1, None),
+            ("https://r/v2/x", Some("ftp://cdn/y"), 1, None),
+            ("https://r/v2/x", Some("https://"), 1, None),
+            ("https://r/v2/x", None, 1, None),
+        ];
+        for (from, location, redirects, expected) in table {
+            let location = location.map(HeaderValue::from_static);
+            let got = redirected(&Url::parse(from).unwrap(), location.as_ref(), redirects).ok();
+            assert_eq!(got.as_ref().map(Url::as_str), expected, "{from} {location:?}");
+        }
+    }
+}

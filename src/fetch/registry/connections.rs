@@ -1,0 +1,119 @@
+//! The HTTP clients: connection pools, TLS, proxies, time limits of connecting.
+//!
+//! Out: one answer to one request, redirects never followed (see [`super::client`]) and bodies never decoded.
+//! Errors name no address, because addresses may carry credentials (presigned queries).
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder, Response};
+use url::Url;
+
+use super::endpoint::is_loopback;
+use crate::fetch::error::{Class, FetchError, Side};
+
+/// Whose certificates are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Those that the system's roots prove.
+    Verified,
+    /// Any: the user said `insecure` of this registry.
+    Anyone,
+}
+
+/// The pools of open connections. A clone shares them: options that are cloned for many repositories of one
+/// registry use one pool.
+#[derive(Clone)]
+pub struct Connections {
+    connect_timeout: Duration,
+    pools: Arc<[OnceLock<Client>; 4]>,
+}
+
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connections").field("connect_timeout", &self.connect_timeout).finish_non_exhaustive()
+    }
+}
+
+impl Default for Connections {
+    /// Connecting may take 10 s: a lost first packet is sent again after 1, 3 and 7 s.
+    fn default() -> Self {
+        Self::new(Duration::from_secs(10))
+    }
+}
+
+impl Connections {
+    /// Pools whose connections must stand within `connect_timeout`.
+    pub fn new(connect_timeout: Duration) -> Self {
+        Self { connect_timeout, pools: Arc::default() }
+    }
+
+    /// The client for `url`: hosts of the loopback interface are reached past any proxy.
+    pub(super) fn client(&self, url: &Url, trust: Trust) -> Result<&Client, FetchError> {
+        let direct = is_loopback(url);
+        let at = usize::from(direct) * 2 + usize::from(trust == Trust::Anyone);
+        let Some(slot) = self.pools.get(at) else { unreachable!("two booleans make four pools") };
+        if let Some(client) = slot.get() {
+            return Ok(client);
+        }
+        let mut builder = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(self.connect_timeout)
+            .tls_danger_accept_invalid_certs(trust == Trust::Anyone)
+            .pool_idle_timeout(Duration::from_secs(60));
+        if direct {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|error| {
+            let message = format!("cannot set up TLS: {}; are CA certificates installed?", chain(&error));
+            FetchError::new(Class::Protocol, Side::Local, message)
+        })?;
+        Ok(slot.get_or_init(|| client))
+    }
+}
+
+/// Sends and waits for the head of the answer; `stall` bounds the time in which nothing comes.
+pub(super) async fn send(
+    request: RequestBuilder,
+    what: &str,
+    stall: Duration,
+) -> Result<Response, FetchError> {
+    match tokio::time::timeout(stall, request.send()).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(broken(what, error)),
+        Err(_) => Err(stalled(what, stall)),
+    }
+}
+
+/// A connection that could not be made or broke.
+pub(super) fn broken(what: &str, error: reqwest::Error) -> FetchError {
+    let words = chain(&error.without_url());
+    // rustls' words for a certificate that proves nothing; its type is not in our hands
+    if words.contains("invalid peer certificate") {
+        let message =
+            format!("{what}: {words}: add its CA to the system's, or say `insecure: true` of the registry");
+        return FetchError::new(Class::Protocol, Side::Remote, message);
+    }
+    FetchError::new(Class::Unavailable, Side::Remote, format!("{what}: {words}"))
+}
+
+/// Nothing came for `stall`.
+pub(super) fn stalled(what: &str, stall: Duration) -> FetchError {
+    let message = format!("{what}: no byte from the registry for {stall:?}");
+    FetchError::new(Class::Unavailable, Side::Remote, message)
+}
+
+/// An error with its causes: reqwest's own words leave out the reason.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !words.ends_with(&text) {
+            words = format!("{words}: {text}");
+        }
+        source = cause.source();
+    }
+    words
+}

@@ -1,0 +1,172 @@
+//! Where a repository is on the network: host mapping, scheme, paths.
+//!
+//! In: a registry's name as references write it. Out: addresses. `https` everywhere; plain `http` only for hosts
+//! of the loopback interface and where the user said `insecure`, tried out once without credentials.
+
+use tokio::sync::OnceCell;
+use url::{Host, Url};
+
+use super::connections::Trust;
+use crate::fetch::error::{Class, FetchError, Side};
+
+/// One repository of one registry.
+pub(super) struct Endpoint {
+    /// The registry's name, as in references (`docker.io`).
+    pub(super) name: String,
+    /// The repository's name.
+    pub(super) repository: String,
+    /// Whether plain http and unverified TLS are allowed.
+    pub(super) insecure: bool,
+    base: OnceCell<Url>,
+}
+
+impl Endpoint {
+    pub(super) fn new(name: &str, repository: &str, insecure: bool) -> Self {
+        Self { name: name.to_owned(), repository: repository.to_owned(), insecure, base: OnceCell::new() }
+    }
+
+    /// `registry/repository`, for messages.
+    pub(super) fn display(&self) -> String {
+        format!("{}/{}", self.name, self.repository)
+    }
+
+    /// The network host of the registry: Docker Hub's registry does not live under its name.
+    fn host(&self) -> &str {
+        match self.name.as_str() {
+            "docker.io" | "index.docker.io" => "registry-1.docker.io",
+            name => name,
+        }
+    }
+
+    /// `scheme://host/`, found out once. `answers` asks an address without credentials whether a registry speaks
+    /// this scheme there; it is used only where two schemes are possible.
+    pub(super) async fn base<F, A>(&self, answers: F) -> Result<&Url, FetchError>
+    where
+        F: Fn(Url) -> A,
+        A: Future<Output = Result<bool, FetchError>>,
+    {
+        self.base
+            .get_or_try_init(async || {
+                let https = self.root("https")?;
+                let http = self.root("http")?;
+                let candidates = match (is_loopback(&https), self.insecure) {
+                    (false, false) => return Ok(https),
+                    (true, _) => [http, https],
+                    (false, true) => [https, http],
+                };
+                let mut last = None;
+                for candidate in candidates {
+                    match answers(ping(&candidate)).await {
+                        Ok(true) => return Ok(candidate),
+                        Ok(false) => {}
+                        Err(error) => last = last.or(Some(error)),
+                    }
+                }
+                Err(last
+                    .unwrap_or_else(|| protocol(&format!("{}: neither http nor https answers", self.name))))
+            })
+            .await
+    }
+
+    fn root(&self, scheme: &str) -> Result<Url, FetchError> {
+        let host = self.host();
+        let url = Url::parse(&format!("{scheme}://{host}/"))
+            .ok()
+            .filter(|url| url.path() == "/" && url.username().is_empty() && url.query().is_none());
+        url.ok_or_else(|| protocol(&format!("{host:?} is not a registry host: expected host[:port]")))
+    }
+
+    /// The address of `kind/reference` in this repository.
+    pub(super) fn url(&self, base: &Url, kind: &[&str]) -> Url {
+        let mut url = base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.clear().push("v2").extend(self.repository.split('/')).extend(kind);
+        }
+        url
+    }
+
+    /// How far the certificate of `url` must be proven: `insecure` reaches only the registry itself.
+    pub(super) fn trust(&self, url: &Url) -> Trust {
+        let own = self.root(url.scheme()).is_ok_and(|root| same_origin(&root, url));
+        if self.insecure && own { Trust::Anyone } else { Trust::Verified }
+    }
+}
+
+fn ping(base: &Url) -> Url {
+    let mut url = base.clone();
+    url.set_path("/v2/");
+    url
+}
+
+fn protocol(message: &str) -> FetchError {
+    FetchError::new(Class::Protocol, Side::Local, message)
+}
+
+/// Whether two addresses belong to one scheme, host and port: the border that credentials never cross.
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Whether the host is this machine itself.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn base_of(name: &str, insecure: bool, speaks: &str) -> Option<String> {
+        let endpoint = Endpoint::new(name, "a/b", insecure);
+        let found = endpoint
+            .base(async |url: Url| if url.scheme() == speaks { Ok(true) } else { Err(protocol("no answer")) })
+            .await;
+        found.ok().map(|base| endpoint.url(base, &["blobs", "sha256:00"]).to_string())
+    }
+
+    #[tokio::test]
+    async fn http_only_for_loopback_or_on_request() {
+        let table = [
+            ("docker.io", false, "http", Some("https://registry-1.docker.io/v2/a/b/blobs/sha256:00")),
+            ("ghcr.io", false, "http", Some("https://ghcr.io/v2/a/b/blobs/sha256:00")),
+            ("ghcr.io:8443", false, "https", Some("https://ghcr.io:8443/v2/a/b/blobs/sha256:00")),
+            ("registry.lan:5000", true, "http", Some("http://registry.lan:5000/v2/a/b/blobs/sha256:00")),
+            ("registry.lan:5000", true, "https", Some("https://registry.lan:5000/v2/a/b/blobs/sha256:00")),
+            ("localhost:5000", false, "http", Some("http://localhost:5000/v2/a/b/blobs/sha256:00")),
+            ("127.0.0.2:5000", false, "http", Some("http://127.0.0.2:5000/v2/a/b/blobs/sha256:00")),
+            ("[::1]:5000", false, "https", Some("https://[::1]:5000/v2/a/b/blobs/sha256:00")),
+            ("localhost:5000", false, "gopher", None),
+            ("localhost.evil.org", false, "http", Some("https://localhost.evil.org/v2/a/b/blobs/sha256:00")),
+            ("user@ghcr.io", false, "https", None),
+            ("ghcr.io/x?y", false, "https", None),
+        ];
+        for (name, insecure, speaks, expected) in table {
+            assert_eq!(
+                base_of(name, insecure, speaks).await.as_deref(),
+                expected,
+                "{name} {insecure} {speaks}"
+            );
+        }
+    }
+
+    #[test]
+    fn insecure_reaches_only_the_registry() {
+        let endpoint = Endpoint::new("registry.lan:5000", "a/b", true);
+        let trust = |url: &str| endpoint.trust(&Url::parse(url).unwrap());
+        assert_eq!(trust("https://registry.lan:5000/v2/"), Trust::Anyone);
+        assert_eq!(trust("https://registry.lan/v2/"), Trust::Verified);
+        assert_eq!(trust("https://cdn.example/x"), Trust::Verified);
+    }
+
+    #[test]
+    fn names_cannot_leave_the_repository() {
+        let endpoint = Endpoint::new("h", "../..//a?b#c", false);
+        let url = endpoint.url(&Url::parse("https://h/").unwrap(), &["tags", "list"]);
+        assert_eq!(url.as_str(), "https://h/v2//a%3Fb%23c/tags/list");
+    }
+}

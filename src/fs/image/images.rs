@@ -1,0 +1,405 @@
+//! What the image connection shows: images by digest, each for ever the same.
+//!
+//! ```text
+//! 1                          the connection's root: lists nothing, answers to sha256-<hex>
+//! └── sha256-<hex>           comes and goes: its name may be remembered by nobody
+//!     ├── rootfs             the merged tree; everything from here on is for ever
+//!     ├── manifest.json
+//!     └── config.json
+//! ```
+//!
+//! Inode numbers are 31 bits of the image's digest and, below, the index of the node: the same after every restart,
+//! which is why a successor can go on with files that its predecessor opened. Indexes 0 to 15 are the fixed names.
+//!
+//! Nothing here waits: content that is not at hand comes back as a future.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use nix::libc;
+
+use super::content::{Layer, Read};
+use super::file::{Node, NodeBody};
+use super::tree::{self, ImageTree};
+use crate::fetch::verified::VerifiedBytes;
+use crate::fs::error::FsError;
+use crate::policy::digest::Digest;
+
+/// The connection's root.
+pub const TOP: u64 = 1;
+
+/// Indexes of the fixed names; `content` (2) is for artifacts.
+const DIGEST_DIR: u32 = 0;
+const ROOTFS: u32 = 1;
+const MANIFEST: u32 = 3;
+const CONFIG: u32 = 4;
+/// Node n > 0 of the tree has index n + 15; node 0 is `rootfs`.
+const NODES_FROM: u32 = 15;
+
+/// One image, complete: every layer is indexed.
+#[derive(Debug)]
+pub struct Image {
+    /// The merged tree of `layers`.
+    pub tree: ImageTree,
+    /// The layers, lowest first.
+    pub layers: Vec<Layer>,
+    /// The manifest, byte for byte.
+    pub manifest_json: VerifiedBytes,
+    /// The config, byte for byte.
+    pub config_json: VerifiedBytes,
+}
+
+/// How long an answer stays true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    /// Ask again next time.
+    Never,
+    /// As long as the connection lives.
+    Forever,
+}
+
+/// What `stat` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// `st_mode`.
+    pub mode: u32,
+    /// Names.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, seconds since the epoch.
+    pub mtime_sec: i64,
+    /// And nanoseconds.
+    pub mtime_nsec: u32,
+    /// Device number, as the kernel's `new_encode_dev` packs it.
+    pub rdev: u32,
+}
+
+/// What a name leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Something, and how long the name leads there. Its attributes last for ever.
+    Entry(Attr, Lasting),
+    /// Nothing, and how long that stays so.
+    Nothing(Lasting),
+}
+
+/// One name of a directory.
+#[derive(Debug)]
+pub struct Dirent<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// What it leads to.
+    pub attr: Attr,
+    /// Where to go on after it.
+    pub next: u64,
+}
+
+/// All images of the connection.
+#[derive(Debug, Default)]
+pub struct Images {
+    shown: RwLock<HashMap<u32, (Digest, Arc<Image>)>>,
+    owner: Option<(u32, u32)>,
+}
+
+/// What an inode number means.
+enum Place {
+    Top,
+    DigestDir(Shown),
+    Document(Shown, VerifiedBytes, u32),
+    Node(Shown, u32, Node),
+}
+
+#[derive(Clone)]
+struct Shown {
+    tag: u32,
+    image: Arc<Image>,
+}
+
+impl Images {
+    /// No image yet. With `owner` every file is shown as that user's and group's (a daemon without root: an overlay
+    /// made in its user namespace could not write otherwise).
+    pub fn new(owner: Option<(u32, u32)>) -> Self {
+        Self { shown: RwLock::default(), owner }
+    }
+
+    /// Shows an image from now on; showing it again changes nothing. A successor of a daemon inserts everything that
+    /// was shown before it starts serving, else open files answer ESTALE.
+    pub fn insert(&self, digest: Digest, image: Arc<Image>) -> Result<(), FsError> {
+        if image.tree.layers() as usize != image.layers.len() {
+            return Err(FsError::Internal(format!("the tree of {digest} is of another number of layers")));
+        }
+        if image.tree.nodes() > u32::MAX - NODES_FROM {
+            return Err(FsError::Internal(format!("the tree of {digest} has too many files")));
+        }
+        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
+        let (other, _) = shown.entry(tag(&digest)).or_insert((digest, image));
+        if *other == digest {
+            Ok(())
+        } else {
+            Err(FsError::Internal(format!(
+                "{digest} would have the inode numbers of {other}, which is shown"
+            )))
+        }
+    }
+
+    /// Stops showing an image. Files of it that are open answer ESTALE, unless the kernel reads them itself.
+    pub fn remove(&self, digest: &Digest) {
+        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
+        if shown.get(&tag(digest)).is_some_and(|(known, _)| known == digest) {
+            shown.remove(&tag(digest));
+        }
+    }
+
+    /// Whether an image is shown.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.by_tag(tag(digest)).is_some_and(|(known, _)| known == *digest)
+    }
+
+    fn by_tag(&self, tag: u32) -> Option<(Digest, Arc<Image>)> {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).get(&tag).cloned()
+    }
+
+    fn place(&self, ino: u64) -> Result<Place, FsError> {
+        if ino == TOP {
+            return Ok(Place::Top);
+        }
+        let tag = u32::try_from(ino >> 32).map_err(|_| FsError::Stale)?;
+        let (_, image) = self.by_tag(tag).ok_or(FsError::Stale)?;
+        let shown = Shown { tag, image };
+        let index = ino as u32;
+        match index {
+            DIGEST_DIR => Ok(Place::DigestDir(shown)),
+            MANIFEST => {
+                let document = shown.image.manifest_json.clone();
+                Ok(Place::Document(shown, document, index))
+            }
+            CONFIG => {
+                let document = shown.image.config_json.clone();
+                Ok(Place::Document(shown, document, index))
+            }
+            ROOTFS => node(shown, tree::ROOT),
+            _ => node(shown, index.checked_sub(NODES_FROM).filter(|n| *n > 0).ok_or(FsError::Stale)?),
+        }
+    }
+
+    /// What `name` in the directory `parent` leads to.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Found, FsError> {
+        match self.place(parent)? {
+            Place::Top => Ok(self.top(name)),
+            Place::DigestDir(shown) => {
+                let index = match name {
+                    b"rootfs" => ROOTFS,
+                    b"manifest.json" => MANIFEST,
+                    b"config.json" => CONFIG,
+                    _ => return Ok(Found::Nothing(Lasting::Forever)),
+                };
+                Ok(Found::Entry(self.getattr(number(shown.tag, index))?, Lasting::Forever))
+            }
+            Place::Document(..) => Err(FsError::NotDirectory),
+            Place::Node(shown, _, dir) => {
+                if !matches!(dir.body, NodeBody::Dir { .. }) {
+                    return Err(FsError::NotDirectory);
+                }
+                let Some(child) = shown.image.tree.child(&dir, name) else {
+                    return Ok(Found::Nothing(Lasting::Forever));
+                };
+                let child = node(shown, child)?;
+                Ok(Found::Entry(self.attr(&child), Lasting::Forever))
+            }
+        }
+    }
+
+    fn top(&self, name: &[u8]) -> Found {
+        let digest = std::str::from_utf8(name).ok().and_then(Digest::from_dashed);
+        let shown = digest.and_then(|digest| {
+            self.by_tag(tag(&digest))
+                .filter(|(known, _)| *known == digest)
+                .map(|(_, image)| Shown { tag: tag(&digest), image })
+        });
+        match shown {
+            Some(shown) => Found::Entry(self.attr(&Place::DigestDir(shown)), Lasting::Never),
+            None => Found::Nothing(Lasting::Never),
+        }
+    }
+
+    /// The attributes of an inode; they never change.
+    pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
+        self.place(ino).map(|place| self.attr(&place))
+    }
+
+    fn attr(&self, place: &Place) -> Attr {
+        let (uid, gid) = self.owner.unwrap_or((0, 0));
+        let fixed = |ino, mode, nlink, size, mtime_sec| Attr {
+            ino,
+            mode,
+            nlink,
+            uid,
+            gid,
+            size,
+            mtime_sec,
+            mtime_nsec: 0,
+            rdev: 0,
+        };
+        match place {
+            Place::Top => fixed(TOP, libc::S_IFDIR | 0o555, 2, DIR_SIZE, 0),
+            Place::DigestDir(shown) => {
+                let created = shown.image.tree.created();
+                fixed(number(shown.tag, DIGEST_DIR), libc::S_IFDIR | 0o555, 3, DIR_SIZE, created)
+            }
+            Place::Document(shown, document, index) => {
+                let created = shown.image.tree.created();
+                fixed(number(shown.tag, *index), libc::S_IFREG | 0o444, 1, document.len() as u64, created)
+            }
+            Place::Node(shown, index, node) => {
+                let (size, rdev) = match node.body {
+                    NodeBody::Dir { .. } => (DIR_SIZE, 0),
+                    NodeBody::File { size, .. } => (size, 0),
+                    NodeBody::Symlink { length, .. } => (u64::from(length), 0),
+                    NodeBody::Device { rdev } => (0, rdev),
+                    NodeBody::Other => (0, 0),
+                };
+                Attr {
+                    ino: node_number(shown.tag, *index),
+                    mode: node.mode,
+                    nlink: node.nlink,
+                    uid: self.owner.map_or(node.uid, |(uid, _)| uid),
+                    gid: self.owner.map_or(node.gid, |(_, gid)| gid),
+                    size,
+                    mtime_sec: node.mtime_sec,
+                    mtime_nsec: node.mtime_nsec,
+                    rdev,
+                }
+            }
+        }
+    }
+
+    /// Gives the names of a directory from position `from` on to `visit`, until that says `false`. Positions count
+    /// names in their order, which never changes.
+    pub fn readdir(
+        &self,
+        ino: u64,
+        from: u64,
+        mut visit: impl FnMut(Dirent<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        let place = self.place(ino)?;
+        let parent = match &place {
+            Place::Top | Place::DigestDir(_) => TOP,
+            Place::Document(..) => return Err(FsError::NotDirectory),
+            Place::Node(shown, tree::ROOT, _) => number(shown.tag, DIGEST_DIR),
+            Place::Node(shown, _, Node { body: NodeBody::Dir { parent, .. }, .. }) => {
+                node_number(shown.tag, *parent)
+            }
+            Place::Node(..) => return Err(FsError::NotDirectory),
+        };
+        for position in from.. {
+            let entry = match position {
+                0 => Some((&b"."[..], ino)),
+                1 => Some((&b".."[..], parent)),
+                _ => name_at(&place, position - 2),
+            };
+            let Some((name, ino)) = entry else { break };
+            if !visit(Dirent { name, attr: self.getattr(ino)?, next: position + 1 }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a symlink points.
+    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+        match self.place(ino)? {
+            Place::Node(shown, _, node) => {
+                let target = shown.image.tree.target(&node);
+                target.map(<[u8]>::to_vec).ok_or_else(|| FsError::Invalid("not a symbolic link".to_owned()))
+            }
+            _ => Err(FsError::Invalid("not a symbolic link".to_owned())),
+        }
+    }
+
+    /// Checks that `ino` is a file, and gives the complete, verified file on disk where there is one.
+    pub fn open(&self, ino: u64) -> Result<Option<Arc<File>>, FsError> {
+        match self.place(ino)? {
+            Place::Top | Place::DigestDir(_) => Err(FsError::IsDirectory),
+            Place::Document(..) => Ok(None),
+            Place::Node(shown, _, node) => match node.body {
+                NodeBody::File { layer, file, .. } => Ok(layer_of(&shown, layer)?.backing(file)),
+                NodeBody::Dir { .. } => Err(FsError::IsDirectory),
+                _ => Err(FsError::Invalid("not a file".to_owned())),
+            },
+        }
+    }
+
+    /// Up to `length` bytes of a file; fewer only at its end.
+    pub fn read(&self, ino: u64, offset: u64, length: u32) -> Result<Read, FsError> {
+        match self.place(ino)? {
+            Place::Top | Place::DigestDir(_) => Err(FsError::IsDirectory),
+            Place::Document(_, document, _) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(document.len());
+                let end = start.saturating_add(length as usize).min(document.len());
+                Ok(Read::Ready(document.slice(start..end)))
+            }
+            Place::Node(shown, _, node) => match node.body {
+                NodeBody::File { layer, file, size } => {
+                    let rest = u32::try_from(size.saturating_sub(offset)).unwrap_or(u32::MAX);
+                    Ok(layer_of(&shown, layer)?.read(file, offset, length.min(rest)))
+                }
+                NodeBody::Dir { .. } => Err(FsError::IsDirectory),
+                _ => Err(FsError::Invalid("not a file".to_owned())),
+            },
+        }
+    }
+}
+
+/// What directories show as their size: one block, as ext4's smallest.
+const DIR_SIZE: u64 = 4096;
+
+/// The upper 31 bits of the digest, never 0: those numbers are the connection's own.
+fn tag(digest: &Digest) -> u32 {
+    let [a, b, c, d, ..] = *digest.as_bytes();
+    (u32::from_be_bytes([a, b, c, d]) >> 1).max(1)
+}
+
+fn number(tag: u32, index: u32) -> u64 {
+    u64::from(tag) << 32 | u64::from(index)
+}
+
+fn node_number(tag: u32, node: u32) -> u64 {
+    number(tag, if node == tree::ROOT { ROOTFS } else { node.saturating_add(NODES_FROM) })
+}
+
+fn node(shown: Shown, index: u32) -> Result<Place, FsError> {
+    let node = shown.image.tree.node(index).ok_or(FsError::Stale)?;
+    Ok(Place::Node(shown, index, node))
+}
+
+fn name_at(place: &Place, index: u64) -> Option<(&[u8], u64)> {
+    match place {
+        Place::DigestDir(shown) => {
+            let (name, index): (&[u8], u32) = match index {
+                0 => (b"config.json", CONFIG),
+                1 => (b"manifest.json", MANIFEST),
+                2 => (b"rootfs", ROOTFS),
+                _ => return None,
+            };
+            Some((name, number(shown.tag, index)))
+        }
+        Place::Node(shown, _, node) => {
+            let (name, child) = shown.image.tree.entry(node, index)?;
+            Some((name, node_number(shown.tag, child)))
+        }
+        Place::Top | Place::Document(..) => None,
+    }
+}
+
+fn layer_of(shown: &Shown, layer: u32) -> Result<&Layer, FsError> {
+    let missing = || FsError::Internal("the tree names a layer that the image does not have".to_owned());
+    shown.image.layers.get(layer as usize).ok_or_else(missing)
+}

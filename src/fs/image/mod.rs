@@ -1,0 +1,20 @@
+//! Image trees: the layers of an image merged once, kept as a flat file, and answered from a memory map.
+//!
+//! In: layer indexes in order (lowest first) and, for content, the layers themselves. Out: names, attributes, links
+//! and verified bytes, as plain values. Knows nothing of FUSE, of registries, nor of where the files are kept.
+//!
+//! * [`merge`]: applies layer after layer to one tree, as the image specification says
+//! * [`file`]: the flat file's format; writing it, and reading it without trusting it
+//! * [`tree`]: one image's tree: build, open, look up
+//! * [`images`]: what the image connection shows: every image by digest, inode numbers, content
+
+pub mod content;
+pub mod error;
+pub mod file;
+pub mod images;
+pub mod merge;
+pub mod tree;
+
+pub use error::TreeError;
+pub use images::{Image, Images};
+pub use tree::ImageTree;

@@ -1,0 +1,499 @@
+//! The image connection: FUSE requests answered from [`Images`].
+//!
+//! Metadata and content at hand are answered on the FUSE thread. A read that must fetch takes its reply into a task,
+//! with a share of the memory that all such reads may have together and a deadline for the whole request; when that
+//! passes the caller gets ETIMEDOUT and the fetch goes on for the next one.
+//!
+//! Unoffered operations are answered one by one: ENOSYS tells the kernel never to ask again on this connection, so it
+//! stands only where that is wanted (fuser's default would say it for everything).
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use nix::libc;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::backing::{Backings, Way};
+use super::owed::Owed;
+use super::raw;
+use crate::fs::errno::errno;
+use crate::fs::error::FsError;
+use crate::fs::image::content::Read;
+use crate::fs::image::images::{Attr, Found, Images, Lasting};
+
+/// Ten years: for ever, to a kernel that makes a signed time of it.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Requests in the background before the kernel holds the next back. At 64 a local file waited 2.5 s behind 100 slow
+/// reads, outside any deadline of ours; at 256 and above it did not wait.
+const MAX_BACKGROUND: u16 = 1024;
+/// Largest request: the kernel makes none larger (256 pages).
+const MAX_REQUEST: u32 = 1 << 20;
+/// Inode numbers are never used again for other bytes.
+const GENERATION: Generation = Generation(0);
+
+/// How reads that must fetch are bounded.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadLimits {
+    /// The longest a caller waits.
+    pub deadline: Duration,
+    /// Bytes of all answers being waited for together.
+    pub pending_bytes: u32,
+}
+
+impl Default for ReadLimits {
+    /// 30 s, and 64 MiB: 512 reads of the usual 128 KiB.
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(30), pending_bytes: 64 << 20 }
+    }
+}
+
+/// The file system of the image connection.
+#[derive(Debug)]
+pub struct ImageFs {
+    images: Arc<Images>,
+    backings: Backings,
+    runtime: Handle,
+    limits: ReadLimits,
+    budget: Arc<Semaphore>,
+    no_opendir: bool,
+}
+
+impl ImageFs {
+    /// Serves `images`; fetches run on `runtime`.
+    pub fn new(images: Arc<Images>, backings: Backings, runtime: Handle, limits: ReadLimits) -> Self {
+        let budget = Arc::new(Semaphore::new(limits.pending_bytes as usize));
+        Self { images, backings, runtime, limits, budget, no_opendir: false }
+    }
+
+    /// Answers a read whose content must be fetched.
+    fn miss(&self, ino: u64, content: Read, size: u32, reply: ReplyData) {
+        let content = match content {
+            Read::Ready(bytes) => return reply.data(&bytes),
+            Read::Pending(content) => content,
+        };
+        let reply = Owed::new(reply);
+        let budget = Arc::clone(&self.budget);
+        let share = size.min(self.limits.pending_bytes);
+        let deadline = self.limits.deadline;
+        self.runtime.spawn(async move {
+            let mut permit = None;
+            let fetched = tokio::time::timeout(deadline, async {
+                permit = budget.acquire_many_owned(share).await.ok();
+                // a task of its own, so that it goes on when nobody waits any more
+                tokio::spawn(content).await
+            });
+            let error = match fetched.await {
+                Ok(Ok(Ok(bytes))) => return reply.answer(|reply| reply.data(&bytes)),
+                Ok(Ok(Err(error))) => {
+                    tracing::warn!(ino, %error, "a read was refused");
+                    errno(&FsError::Fetch(error))
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(ino, %error, "a fetch broke off");
+                    libc::EIO
+                }
+                Err(_) => {
+                    tracing::warn!(ino, ?deadline, "a read took too long; its fetch goes on");
+                    libc::ETIMEDOUT
+                }
+            };
+            reply.answer(|reply| reply.error(Errno::from_i32(error)));
+            drop(permit);
+        });
+    }
+}
+
+/// What the kernel is told of an inode.
+fn file_attr(attr: &Attr) -> FileAttr {
+    let mtime = time(attr.mtime_sec, attr.mtime_nsec);
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: mtime,
+        mtime,
+        ctime: mtime,
+        crtime: mtime,
+        kind: kind(attr.mode),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn time(seconds: i64, nanos: u32) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    time.and_then(|time| time.checked_add(Duration::from_nanos(u64::from(nanos)))).unwrap_or(UNIX_EPOCH)
+}
+
+fn kind(mode: u32) -> FileType {
+    match mode & libc::S_IFMT {
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFCHR => FileType::CharDevice,
+        libc::S_IFBLK => FileType::BlockDevice,
+        libc::S_IFIFO => FileType::NamedPipe,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn ttl(lasting: Lasting) -> Duration {
+    match lasting {
+        Lasting::Never => Duration::ZERO,
+        Lasting::Forever => FOREVER,
+    }
+}
+
+fn number(error: &FsError) -> Errno {
+    Errno::from_i32(errno(error))
+}
+
+/// "There is nothing of that name, and there never will be": an entry without an inode.
+fn nothing() -> FileAttr {
+    let mut attr = file_attr(&Attr {
+        ino: 0,
+        mode: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime_sec: 0,
+        mtime_nsec: 0,
+        rdev: 0,
+    });
+    attr.blksize = 0;
+    attr
+}
+
+impl Filesystem for ImageFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // content never changes under an inode: no reason ever to drop its pages
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ] {
+            let _ = config.add_capabilities(wanted);
+        }
+        self.no_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
+        // 1: files may lie on an ordinary file system, and an overlay may still be put on top of this one
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err()
+            || config.set_max_stack_depth(1).is_err()
+        {
+            self.backings.switch_off("needs Linux 6.9 or newer");
+        }
+        let _ = config.set_max_write(MAX_REQUEST);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.images.lookup(parent.0, name.as_bytes()) {
+            Ok(Found::Entry(attr, lasting)) => {
+                reply.entry_with_ttls(&FOREVER, &ttl(lasting), &file_attr(&attr), GENERATION);
+            }
+            Ok(Found::Nothing(Lasting::Forever)) => reply.entry(&FOREVER, &nothing(), GENERATION),
+            Ok(Found::Nothing(Lasting::Never)) => reply.error(Errno::ENOENT),
+            Err(error) => reply.error(number(&error)),
+        }
+    }
+
+    // numbers are a function of the image: there is nothing to forget
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.images.getattr(ino.0) {
+            Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr)),
+            Err(error) => reply.error(number(&error)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.images.readlink(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(number(&error)),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        let complete = match self.images.open(ino.0) {
+            Ok(complete) => complete,
+            Err(error) => return reply.error(number(&error)),
+        };
+        let way = self.backings.open(ino.0, complete.as_deref(), |file| {
+            reply.open_backing(file).map(fuser::BackingId::into_raw)
+        });
+        let handle = FileHandle(self.backings.handle(way));
+        match way {
+            // NOFLUSH and nothing else: with KEEP_CACHE the kernel answers EIO
+            Way::Through(id) => raw::opened_passthrough(reply, handle, FopenFlags::FOPEN_NOFLUSH, id),
+            Way::Cached => {
+                reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.images.read(ino.0, offset, size) {
+            Ok(content) => self.miss(ino.0, content, size, reply),
+            Err(error) => reply.error(number(&error)),
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.backings.release(ino.0, handle.0);
+        reply.ok();
+    }
+
+    /// ENOSYS makes the kernel open directories by itself and keep their listings.
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.no_opendir {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+        }
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, from: u64, mut reply: ReplyDirectory) {
+        let done = self.images.readdir(ino.0, from, |entry| {
+            let name = OsStr::from_bytes(entry.name);
+            !reply.add(INodeNo(entry.attr.ino), entry.next, kind(entry.attr.mode), name)
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(number(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        from: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let done = self.images.readdir(ino.0, from, |entry| {
+            let (name, attr) = (OsStr::from_bytes(entry.name), file_attr(&entry.attr));
+            !reply.add(attr.ino, entry.next, name, &FOREVER, &attr, GENERATION)
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(number(&error)),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        // no blocks, no files: a df over it adds nothing
+        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    // ENOSYS from here on: the kernel does it by itself, or says that there is none, and never asks again
+
+    /// Makes `ls -l` four times faster than ENODATA would.
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// close(2) succeeds.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// fsync(2) succeeds.
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// fsync(2) succeeds.
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// `default_permissions` decides.
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// Not ENOSYS and not EPERM: overlayfs asks for file attributes at every copy-up and takes ENOTTY for "none".
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}

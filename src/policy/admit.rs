@@ -1,0 +1,265 @@
+//! Admission: the only place where an image becomes an [`AdmittedImage`] and an add-on an [`AdmittedAddon`].
+//!
+//! In: policy, a source's spec, and bytes that `fetch` verified. Out: a value that proves that every check was
+//! made, or the refusal. The order of the checks decides which refusal a user sees, and is pinned by tests:
+//! trusted -> registry allowed -> signature -> (layers are read) -> manifest. [`source`] makes the first two before
+//! anything is asked of the registry; [`image`] makes them again.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::addon::{self, AddonManifest};
+use super::code::{Code, Denied};
+use super::event::Event;
+use super::reference::PinnedRef;
+use super::rules::{Policy, VerifyMode};
+use super::source::spec::SourceSpec;
+use super::trust::Trust;
+use super::trust::signature::{self, SignatureMaterial, Verified};
+
+/// An image that policy lets in.
+#[derive(Debug, Clone)]
+pub struct AdmittedImage {
+    image: PinnedRef,
+    verification: Verification,
+}
+
+/// What is known of an image's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Verification {
+    /// A trusted key signed the pinned digest.
+    Verified(Verified),
+    /// There is no valid signature, and policy lets that pass (`image.signature.permissive`).
+    Unsigned {
+        /// Why no signature counted.
+        reason: String,
+    },
+    /// Policy does not ask for signatures.
+    NotChecked,
+}
+
+/// An add-on that policy lets in: its image and its valid manifest.
+#[derive(Debug, Clone)]
+pub struct AdmittedAddon {
+    image: AdmittedImage,
+    manifest: AddonManifest,
+    manifest_bytes: Arc<[u8]>,
+}
+
+impl AdmittedImage {
+    /// The image.
+    pub fn image(&self) -> &PinnedRef {
+        &self.image
+    }
+
+    /// What is known of its signature.
+    pub fn verification(&self) -> &Verification {
+        &self.verification
+    }
+}
+
+impl AdmittedAddon {
+    /// The image it came in.
+    pub fn image(&self) -> &AdmittedImage {
+        &self.image
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &AddonManifest {
+        &self.manifest
+    }
+
+    /// The manifest, byte for byte.
+    pub fn manifest_bytes(&self) -> &Arc<[u8]> {
+        &self.manifest_bytes
+    }
+}
+
+/// The checks that need nothing from the registry; to be made before it is asked for anything.
+pub fn source(policy: &Policy, spec: &SourceSpec) -> Result<(), Denied> {
+    if !spec.trusted {
+        return Err(Denied::new(
+            Code::SourceTrustRequired,
+            format!(
+                "source {} says trusted: false: remove the line, or write trusted: true, to consent to showing it \
+                 and running its jobs",
+                spec.name
+            ),
+        ));
+    }
+    policy.check_registry(&spec.image.location)
+}
+
+/// What this source's signatures are for: the policy's mode, or `Required` where the source demands it.
+pub fn verify_mode(policy: &Policy, spec: &SourceSpec) -> VerifyMode {
+    if spec.verify_signatures { VerifyMode::Required } else { policy.verify_mode() }
+}
+
+/// Admits an image. `materials` is what was found beside it; where [`verify_mode`] is `Disabled` nobody need look.
+pub fn image(
+    policy: &Policy,
+    spec: &SourceSpec,
+    materials: &[SignatureMaterial],
+) -> Result<AdmittedImage, Denied> {
+    source(policy, spec)?;
+    let mode = verify_mode(policy, spec);
+    let verification = if mode == VerifyMode::Disabled {
+        Verification::NotChecked
+    } else {
+        match signature::verify(&trust_for(policy, spec), &spec.image.digest, materials) {
+            Ok(verified) => Verification::Verified(verified),
+            Err(reasons) if mode == VerifyMode::Permissive => {
+                Verification::Unsigned { reason: reasons.join("; ") }
+            }
+            Err(reasons) => return Err(unsigned(spec, &reasons)),
+        }
+    };
+    Ok(AdmittedImage { image: spec.image.clone(), verification })
+}
+
+/// Admits an add-on by the manifest found in an admitted image.
+pub fn addon(image: AdmittedImage, manifest_bytes: &[u8]) -> Result<AdmittedAddon, Denied> {
+    let manifest = AddonManifest::parse(manifest_bytes).map_err(|problems| addon::denied(&problems))?;
+    Ok(AdmittedAddon { image, manifest, manifest_bytes: manifest_bytes.into() })
+}
+
+/// The event that tells of a decision: `policy.decision` with subject, decision, code and reason.
+pub fn decision(spec: &SourceSpec, outcome: Result<&AdmittedImage, &Denied>) -> Event {
+    let event = Event::of_source("policy.decision", &spec.name).with("subject", spec.image.to_string());
+    match outcome {
+        Ok(admitted) => match &admitted.verification {
+            Verification::Verified(verified) => {
+                event.with("decision", "allowed").with("reason", format!("signed by {}", verified.key_name()))
+            }
+            Verification::Unsigned { reason } => event
+                .with("decision", "allowed")
+                .with("code", "image.signature.permissive")
+                .with("reason", reason.as_str()),
+            Verification::NotChecked => {
+                event.with("decision", "allowed").with("reason", "signatures are not checked")
+            }
+        },
+        Err(denied) => event
+            .with("decision", "denied")
+            .with("code", denied.code.as_str())
+            .with("reason", denied.message.as_str()),
+    }
+}
+
+/// A source's own keys stand instead of the policy's; a demand for the log holds wherever it stands.
+fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
+    match &spec.trust {
+        None => policy.trust.clone(),
+        Some(own) => Trust {
+            keys: if own.keys.is_empty() { policy.trust.keys.clone() } else { own.keys.clone() },
+            require_log: own.require_log || policy.trust.require_log,
+        },
+    }
+}
+
+fn unsigned(spec: &SourceSpec, reasons: &[String]) -> Denied {
+    let (code, who) = if spec.verify_signatures {
+        (Code::SourceSignatureInvalid, "source")
+    } else {
+        (Code::ImageSignatureRequired, "policy")
+    };
+    let words =
+        format!("{} has no valid signature and the {who} demands one: {}", spec.image, reasons.join("; "));
+    Denied::new(code, words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::digest::Digest;
+    use crate::policy::rules::{AllowedRegistries, Profile};
+    use crate::policy::source::spec::{Expose, PullPolicy};
+    use crate::policy::trust::keys::PrivateKey;
+    use crate::policy::trust::signature::tests::{material, trusting};
+
+    fn spec(image: &str) -> SourceSpec {
+        let digest = Digest::of(b"image");
+        SourceSpec {
+            name: "x".to_owned(),
+            image: format!("{image}@{digest}")
+                .parse::<crate::policy::reference::ImageRef>()
+                .unwrap()
+                .pinned()
+                .unwrap(),
+            mount_path: "x".to_owned(),
+            trusted: true,
+            pull_policy: PullPolicy::OnAdd,
+            expose: Expose::Read,
+            verify_signatures: false,
+            trust: None,
+            insecure: false,
+        }
+    }
+
+    fn policy(profile: Profile, key: &PrivateKey) -> Policy {
+        Policy {
+            profile,
+            allowed_registries: AllowedRegistries::parse(Some(&["ghcr.io".to_owned()])).unwrap(),
+            trust: trusting(&[("cosign.pub", key)]),
+            ..Policy::default()
+        }
+    }
+
+    /// Each step is refused before the next one is looked at.
+    #[test]
+    fn the_order_of_the_checks() {
+        let key = PrivateKey::generate().unwrap();
+        let policy = policy(Profile::Secure, &key);
+        let mut source = spec("quay.io/o/x");
+        source.trusted = false;
+        let code = |source: &SourceSpec, materials: &[SignatureMaterial]| {
+            image(&policy, source, materials).map(|_| ()).map_err(|d| d.code)
+        };
+        assert_eq!(code(&source, &[]), Err(Code::SourceTrustRequired));
+        source.trusted = true;
+        assert_eq!(code(&source, &[]), Err(Code::ImageRegistryNotAllowed));
+        let source = spec("ghcr.io/o/x");
+        assert_eq!(code(&source, &[]), Err(Code::ImageSignatureRequired));
+        let signed = [material(&key, &source.image.digest)];
+        assert_eq!(code(&source, &signed), Ok(()));
+        let admitted = image(&policy, &source, &signed).unwrap();
+        let shown = serde_json::to_value(admitted.verification()).unwrap();
+        assert_eq!((&shown["state"], &shown["key_name"]), (&"verified".into(), &"cosign.pub".into()));
+        let refused = addon(admitted, b"name: [\n").unwrap_err();
+        assert_eq!(refused.code, Code::AddonManifest);
+        let event = decision(&source, Err(&refused));
+        assert_eq!(event.data["code"], "E_ADDON_MANIFEST");
+    }
+
+    #[test]
+    fn profiles_and_the_demand_of_a_source() {
+        let key = PrivateKey::generate().unwrap();
+        let mut source = spec("ghcr.io/o/x");
+        let permissive = policy(Profile::Permissive, &key);
+        let admitted = image(&permissive, &source, &[]).unwrap();
+        assert!(matches!(admitted.verification(), Verification::Unsigned { .. }));
+        assert_eq!(decision(&source, Ok(&admitted)).data["code"], "image.signature.permissive");
+        let disabled = policy(Profile::Disabled, &key);
+        assert_eq!(*image(&disabled, &source, &[]).unwrap().verification(), Verification::NotChecked);
+        source.verify_signatures = true;
+        for policy in [&permissive, &disabled] {
+            assert_eq!(image(policy, &source, &[]).unwrap_err().code, Code::SourceSignatureInvalid);
+        }
+    }
+
+    #[test]
+    fn a_sources_own_keys_stand_instead() {
+        let (host, own) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let policy = policy(Profile::Secure, &host);
+        let mut source = spec("ghcr.io/o/x");
+        source.trust = Some(trusting(&[("own.pub", &own)]));
+        let digest = source.image.digest;
+        assert!(image(&policy, &source, &[material(&host, &digest)]).is_err());
+        assert!(image(&policy, &source, &[material(&own, &digest)]).is_ok());
+        source.trust = Some(Trust { keys: Vec::new(), require_log: true });
+        let refused = image(&policy, &source, &[material(&host, &digest)]).unwrap_err();
+        assert!(refused.message.contains("require_log"), "{refused}");
+    }
+}

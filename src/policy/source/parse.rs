@@ -1,0 +1,483 @@
+//! The `sources:` and `policy:` sections of a configuration file.
+//!
+//! In: the file's tree and the folder that relative paths are relative to. Out: [`Sections`], whose key files
+//! somebody else reads ([`Sections::resolve`]), or problems in the [`Report`]. An entry in the configuration is
+//! consent, so `trusted` defaults to true; a digest is mandatory; under `image`, `ref` and `url` stands one thing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::spec::{Expose, PullPolicy, SourceSpec};
+use crate::policy::addon::Resources;
+use crate::policy::code::{Code, Denied};
+use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
+use crate::policy::reference::{ImageRef, Location, PinnedRef, strip_scheme};
+use crate::policy::rules::{AllowedRegistries, Overrides, Policy, Profile, VerifyMode};
+use crate::policy::trust::keys::PublicKey;
+use crate::policy::trust::{Trust, TrustedKey};
+use crate::policy::yaml::{self, Problem};
+use crate::policy::{duration, mount_path, quantity};
+
+/// Most sources of one configuration: each is a task and some files.
+const MAX_SOURCES: usize = 1024;
+
+/// Longest name of a source in bytes: it names a folder and stands in messages.
+const MAX_NAME: usize = 128;
+
+/// Reads a file that the configuration names.
+pub type ReadFile<'r> = &'r dyn Fn(&Path) -> io::Result<Vec<u8>>;
+
+/// The two sections, with key files named but not read.
+#[derive(Debug, Default)]
+pub struct Sections {
+    policy: Policy,
+    trust: TrustDraft,
+    sources: Vec<(SourceSpec, Option<TrustDraft>)>,
+}
+
+/// A file that holds nothing but the two sections, resolved.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The rules.
+    pub policy: Policy,
+    /// The sources, in their written order.
+    pub sources: Vec<SourceSpec>,
+    /// What is worth saying.
+    pub warnings: Vec<Problem>,
+}
+
+/// `trust:` before its files are read.
+#[derive(Debug, Default)]
+struct TrustDraft {
+    /// As written, and where the file is.
+    keys: Vec<(String, PathBuf)>,
+    require_log: bool,
+}
+
+/// Loads a file with these two sections. A program with further keys calls [`sections`] and takes those itself.
+pub fn load(
+    file: &str,
+    bytes: &[u8],
+    dialect: Dialect,
+    base: &Path,
+    read: ReadFile<'_>,
+) -> Result<Loaded, Denied> {
+    let node = yaml::parse(bytes).map_err(|problem| refusal(file, &[problem]))?;
+    let mut report = Report::new(dialect);
+    let mut drafted = Sections::default();
+    if let Some(mut top) = Field::root(&node).fields(&mut report) {
+        drafted = sections(&mut top, base, &mut report);
+        top.finish(&mut report);
+    }
+    let warnings = report.finish(file)?;
+    let (policy, sources) = drafted.resolve(read)?;
+    Ok(Loaded { policy, sources, warnings })
+}
+
+/// Takes `policy` and `sources` from the top of a file.
+pub fn sections(top: &mut Fields<'_>, base: &Path, report: &mut Report) -> Sections {
+    let mut sections = Sections::default();
+    if let Some(mut fields) = top.take("policy").and_then(|f| f.fields(report)) {
+        (sections.policy, sections.trust) = policy(&mut fields, base, report);
+        fields.finish(report);
+    }
+    let items = top.take("sources").and_then(|f| f.items(report)).unwrap_or_default();
+    if let Some(beyond) = items.get(MAX_SOURCES) {
+        report.problem(beyond, format!("more than {MAX_SOURCES} sources"), "");
+    }
+    for item in items.iter().take(MAX_SOURCES) {
+        let Some((spec, trust)) = source(item, base, report) else { continue };
+        if sections.sources.iter().any(|(other, _)| other.name == spec.name) {
+            let message = format!("a source named {:?} stands above already", spec.name);
+            report.problem(item, message, "give this one a name of its own");
+            continue;
+        }
+        sections.sources.push((spec, trust));
+    }
+    sections
+}
+
+impl Sections {
+    /// Reads the key files and completes policy and sources.
+    pub fn resolve(mut self, read: ReadFile<'_>) -> Result<(Policy, Vec<SourceSpec>), Denied> {
+        self.policy.trust = self.trust.resolve(read)?;
+        let mut sources = Vec::with_capacity(self.sources.len());
+        for (mut spec, trust) in self.sources {
+            spec.trust = trust.map(|trust| trust.resolve(read)).transpose()?;
+            sources.push(spec);
+        }
+        Ok((self.policy, sources))
+    }
+}
+
+impl TrustDraft {
+    fn resolve(self, read: ReadFile<'_>) -> Result<Trust, Denied> {
+        let mut keys = Vec::with_capacity(self.keys.len());
+        for (name, path) in self.keys {
+            let refuse = |reason: String| {
+                Denied::new(Code::Config, format!("the key file {} of trust.keys {reason}", path.display()))
+            };
+            let text = read(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+            let key = PublicKey::from_pem(&text).map_err(refuse)?;
+            keys.push(TrustedKey { name, key });
+        }
+        Ok(Trust { keys, require_log: self.require_log })
+    }
+}
+
+fn policy(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> (Policy, TrustDraft) {
+    let mut policy = Policy::default();
+    if let Some((field, text)) = text(fields, "profile", report) {
+        policy.profile = judged(&field, text.parse::<Profile>(), report).unwrap_or_default();
+    }
+    policy.verify_signatures = fields.take("verify_signatures").and_then(|f| verify_mode(&f, report));
+    if let Some(field) = fields.take("allowed_registries") {
+        let list = field.texts(report);
+        let parsed = judged(&field, AllowedRegistries::parse(list.as_deref()), report);
+        policy.allowed_registries = parsed.unwrap_or_default();
+    }
+    let trust = fields.take("trust").and_then(|f| trust(&f, base, report)).unwrap_or_default();
+    policy.ceilings = fields.take("ceilings").and_then(|f| ceilings(&f, report)).unwrap_or_default();
+    policy.overrides = fields.take("overrides").and_then(|f| overrides(&f, report)).unwrap_or_default();
+    (policy, trust)
+}
+
+/// `required`, `permissive` or `disabled`; `true` is required, `false` permissive.
+fn verify_mode(field: &Field<'_>, report: &mut Report) -> Option<VerifyMode> {
+    match field.node.scalar_text().as_deref() {
+        Some("true" | "required") => Some(VerifyMode::Required),
+        Some("false" | "permissive") => Some(VerifyMode::Permissive),
+        Some("disabled") => Some(VerifyMode::Disabled),
+        _ => {
+            report.problem(field, "expected required, permissive or disabled", "");
+            None
+        }
+    }
+}
+
+fn trust(field: &Field<'_>, base: &Path, report: &mut Report) -> Option<TrustDraft> {
+    let mut fields = field.fields(report)?;
+    let mut trust = TrustDraft::default();
+    for name in fields.take("keys").and_then(|f| f.texts(report)).unwrap_or_default() {
+        let path = base.join(&name);
+        trust.keys.push((name, path));
+    }
+    trust.require_log = fields.take("require_log").and_then(|f| f.flag(report)).unwrap_or(false);
+    fields.finish(report);
+    Some(trust)
+}
+
+fn ceilings(field: &Field<'_>, report: &mut Report) -> Option<Resources> {
+    let mut fields = field.fields(report)?;
+    let mut ceilings = Resources::default();
+    if let Some((field, text)) = text(&mut fields, "cpu", report) {
+        ceilings.cpu_millis = judged(&field, quantity::parse_cpu(&text), report);
+    }
+    if let Some((field, text)) = text(&mut fields, "memory", report) {
+        ceilings.memory_bytes = judged(&field, quantity::parse_memory(&text), report);
+    }
+    if let Some((field, text)) = text(&mut fields, "timeout", report) {
+        ceilings.timeout = judged(&field, duration::parse(&text), report);
+    }
+    fields.finish(report);
+    Some(ceilings)
+}
+
+fn overrides(field: &Field<'_>, report: &mut Report) -> Option<Overrides> {
+    let mut fields = field.fields(report)?;
+    let overrides = Overrides {
+        network: fields.take("network").and_then(|f| f.texts(report)).unwrap_or_default(),
+        caps: fields.take("caps").and_then(|f| f.texts(report)).unwrap_or_default(),
+        rootfs_writable: flag(&mut fields, "rootfs_writable", false, report),
+        env_inheritance: flag(&mut fields, "env_inheritance", false, report),
+        data_dir: flag(&mut fields, "data_dir", false, report),
+    };
+    fields.finish(report);
+    Some(overrides)
+}
+
+fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceSpec, Option<TrustDraft>)> {
+    let mut fields = item.fields(report)?;
+    if !is_oci(&mut fields, report) {
+        return None;
+    }
+    let image = image(&mut fields, base, report);
+    let name = name(&mut fields, image.as_ref(), report);
+    let mount_path = match text(&mut fields, "mountPath", report) {
+        Some((field, text)) => judged(&field, mount_path::clean(&text), report),
+        None => name.clone(),
+    };
+    let trusted = flag(&mut fields, "trusted", true, report);
+    let pull_policy = word(
+        &mut fields,
+        "pull_policy",
+        PullPolicy::from_name,
+        "on-add, on-run, on-startup or never",
+        report,
+    );
+    let expose = word(&mut fields, "expose", Expose::from_name, "none, read or readwrite", report);
+    let verify_signatures = flag(&mut fields, "verify_signatures", false, report);
+    let insecure = flag(&mut fields, "insecure", false, report);
+    let trust = fields.take("trust").and_then(|f| trust(&f, base, report));
+    fields.finish(report);
+    let spec = SourceSpec {
+        name: name?,
+        image: image?,
+        mount_path: mount_path?,
+        trusted,
+        pull_policy,
+        expose,
+        verify_signatures,
+        trust: None,
+        insecure,
+    };
+    Some((spec, trust))
+}
+
+/// Other kinds of source in a file written for flowd are flowd's matter; in ours they are mistakes.
+fn is_oci(fields: &mut Fields<'_>, report: &mut Report) -> bool {
+    match (text(fields, "type", report), report.dialect()) {
+        (Some((_, kind)), _) if kind == "oci" => true,
+        (Some((field, kind)), Dialect::Flowd) => {
+            report.warn(
+                &field,
+                format!("source type {kind:?} is not shown by addonfs"),
+                "only oci sources are",
+            );
+            false
+        }
+        (Some((field, kind)), Dialect::Addonfs) => {
+            report.problem(&field, format!("unsupported source type {kind:?}"), "write type: oci");
+            false
+        }
+        (None, _) => {
+            report.problem(fields.at(), "the source has no type", "write type: oci");
+            false
+        }
+    }
+}
+
+/// The one image that `image`, `ref` and `url` name.
+fn image(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Option<PinnedRef> {
+    let mut found: Option<(&'static str, ImageRef, Field<'_>)> = None;
+    for key in ["image", "ref", "url"] {
+        let Some((field, written)) = text(fields, key, report) else { continue };
+        let (bare, stripped) = strip_scheme(&written);
+        if stripped {
+            report.warn(&field, "oci:// is stripped", format!("write {bare}"));
+        }
+        let mut parsed = judged(&field, bare.parse::<ImageRef>(), report)?;
+        if let Location::Layout { path } = &mut parsed.location {
+            *path = base.join(&*path);
+        }
+        match &found {
+            Some((first, other, _)) if *other != parsed => {
+                let message = format!("{key} and {first} name different images");
+                report.problem(&field, message, "keep one of them");
+                return None;
+            }
+            Some(_) => {}
+            None => found = Some((key, parsed, field)),
+        }
+    }
+    let Some((_, image, field)) = found else {
+        report.problem(fields.at(), "the source has no image", "write image: host/repository:tag@sha256:…");
+        return None;
+    };
+    judged(&field, image.pinned(), report)
+}
+
+/// The name as written, or made from the last element of the image's path.
+fn name(fields: &mut Fields<'_>, image: Option<&PinnedRef>, report: &mut Report) -> Option<String> {
+    let (field, name) = match text(fields, "name", report) {
+        Some(named) => named,
+        None => (fields.at().clone(), image?.location.last_element().to_ascii_lowercase()),
+    };
+    let word = |c: char| c.is_ascii_alphanumeric();
+    let good = name.starts_with(word)
+        && name.len() <= MAX_NAME
+        && name.chars().all(|c| word(c) || matches!(c, '.' | '_' | '-'));
+    if !good {
+        let hint = format!("letters, digits, '.', '_' and '-', a letter or digit first, at most {MAX_NAME}");
+        report.problem(&field, format!("invalid name {name:?}"), hint);
+    }
+    good.then_some(name)
+}
+
+fn text<'n>(fields: &mut Fields<'n>, key: &'static str, report: &mut Report) -> Option<(Field<'n>, String)> {
+    let field = fields.take(key)?;
+    let text = field.text(report)?;
+    Some((field, text))
+}
+
+fn flag(fields: &mut Fields<'_>, key: &'static str, default: bool, report: &mut Report) -> bool {
+    fields.take(key).and_then(|f| f.flag(report)).unwrap_or(default)
+}
+
+fn word<T: Default>(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    from_name: fn(&str) -> Option<T>,
+    expected: &str,
+    report: &mut Report,
+) -> T {
+    let Some((field, text)) = text(fields, key, report) else { return T::default() };
+    from_name(&text).unwrap_or_else(|| {
+        report.problem(&field, format!("invalid {key} {text:?}"), format!("expected {expected}"));
+        T::default()
+    })
+}
+
+/// A value, or its refusal as a problem at the field.
+fn judged<T, E: Into<Refusal>>(field: &Field<'_>, result: Result<T, E>, report: &mut Report) -> Option<T> {
+    result.map_err(|error| report.problem(field, error.into().0, "")).ok()
+}
+
+/// The words of a refusal without its code: the whole file is refused under one.
+struct Refusal(String);
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self(denied.message)
+    }
+}
+
+impl From<quantity::QuantityError> for Refusal {
+    fn from(error: quantity::QuantityError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<duration::DurationError> for Refusal {
+    fn from(error: duration::DurationError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::trust::keys::PrivateKey;
+
+    const D: &str = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+    fn load_text(text: &str, dialect: Dialect) -> Result<Loaded, Denied> {
+        let pem = PrivateKey::generate().unwrap().public().unwrap().to_pem();
+        let read = |path: &Path| match path.to_str() {
+            Some("/etc/addonfs/cosign.pub") => Ok(pem.clone().into_bytes()),
+            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+        };
+        load("addonfs.yaml", text.as_bytes(), dialect, Path::new("/etc/addonfs"), &read)
+    }
+
+    fn refused(text: &str, place: &str, word: &str) {
+        let denied = load_text(text, Dialect::Addonfs).unwrap_err();
+        assert_eq!(denied.code, Code::Config, "{denied}");
+        assert!(denied.message.contains(place) && denied.message.contains(word), "{text}\n{denied}");
+    }
+
+    #[test]
+    fn the_session_of_the_readme_loads() {
+        let text = format!(
+            "policy:\n  profile: secure\n  allowed_registries: [localhost:5000]\n  trust: {{keys: [cosign.pub]}}\n\
+             sources:\n  - name: backup\n    type: oci\n    image: localhost:5000/org/backup-tools:v1.0.0@{D}\n    \
+             mountPath: tools/backup\n"
+        );
+        let loaded = load_text(&text, Dialect::Addonfs).unwrap();
+        assert_eq!(loaded.policy.profile, Profile::Secure);
+        assert_eq!(loaded.policy.trust.keys[0].name, "cosign.pub");
+        let source = &loaded.sources[0];
+        assert_eq!((source.name.as_str(), source.mount_path.as_str()), ("backup", "tools/backup"));
+        assert!(source.trusted && !source.insecure);
+        assert!(loaded.policy.check_registry(&source.image.location).is_ok());
+        assert!(loaded.warnings.is_empty());
+        let yaml = source.to_yaml();
+        assert!(
+            yaml.contains("mountPath: tools/backup\n") && yaml.contains("pull_policy: on-add\n"),
+            "{yaml}"
+        );
+        let again = format!("sources:\n  - {}", yaml.trim_end().replace('\n', "\n    "));
+        assert_eq!(load_text(&again, Dialect::Addonfs).unwrap().sources[0].image, source.image, "{again}");
+    }
+
+    #[test]
+    fn everything_is_read() {
+        let text = format!(
+            "policy:\n  profile: permissive\n  verify_signatures: required\n  ceilings: {{cpu: 2, memory: 1Gi, timeout: 10m}}\n  \
+             overrides: {{network: [host], rootfs_writable: true, data_dir: true}}\n\
+             sources:\n  - {{type: oci, url: 'oci://ghcr.io/Org/x', ref: 'ghcr.io/a/X@{D}'}}\n"
+        );
+        assert!(load_text(&text, Dialect::Addonfs).is_err());
+        let text = text.replace("oci://ghcr.io/Org/x", &format!("oci://ghcr.io/a/tool:1@{D}"));
+        let text = text.replace("a/X", "a/tool:1");
+        let loaded = load_text(&text, Dialect::Addonfs).unwrap();
+        assert_eq!(loaded.policy.ceilings.cpu_millis, Some(2000));
+        assert_eq!(loaded.policy.ceilings.memory_bytes, Some(1 << 30));
+        assert_eq!(loaded.policy.overrides.network, ["host"]);
+        assert_eq!(loaded.policy.verify_mode(), VerifyMode::Required);
+        assert_eq!(
+            (loaded.sources[0].name.as_str(), loaded.sources[0].mount_path.as_str()),
+            ("tool", "tool")
+        );
+        assert!(loaded.warnings[0].message.contains("oci://"));
+        for (name, policy) in [
+            ("Always", PullPolicy::OnAdd),
+            ("ifNotPresent", PullPolicy::OnRun),
+            ("on-startup", PullPolicy::OnStartup),
+        ] {
+            let text = format!("sources: [{{type: oci, image: 'oci:./x.oci:v1@{D}', pull_policy: {name}}}]");
+            let loaded = load_text(&text, Dialect::Addonfs).unwrap();
+            assert_eq!(loaded.sources[0].pull_policy, policy);
+            assert_eq!(loaded.sources[0].image.to_string(), format!("oci:/etc/addonfs/./x.oci:v1@{D}"));
+        }
+    }
+
+    /// Cases MA-11 and MA-26 among others.
+    #[test]
+    fn refuses_with_line_and_column() {
+        let source =
+            |rest: &str| format!("sources:\n  - type: oci\n    image: ghcr.io/o/x@{D}\n    {rest}\n");
+        refused("sources:\n  - type: oci\n    image: ghcr.io/org/x:v1\n", "line 3, column 12", "no digest");
+        refused(&source("name: ../evil"), "line 4, column 11", "invalid name");
+        refused(&source("name: a/b"), "line 4, column 11", "invalid name");
+        refused(&source("mountPath: /abs"), "line 4", "relative");
+        refused(&source("mountPth: x"), "line 4, column 5", "did you mean mountPath?");
+        refused(&source("pull_policy: sometimes"), "line 4", "invalid pull_policy");
+        refused(&source("expose: all"), "line 4", "invalid expose");
+        refused(&source("insecure: 'yes'"), "line 4", "true or false");
+        refused(&source(&format!("ref: ghcr.io/o/y@{D}")), "line 4", "different images");
+        refused(&source("trust: {identities: []}"), "line 4", "unknown key");
+        refused(&format!("sources: [{{image: x@{D}}}]"), "line 1", "no type");
+        refused("sources: [{type: git}]", "line 1", "unsupported source type");
+        refused("sources: [{type: oci}]", "line 1", "no image");
+        refused("sources: {}", "line 1", "a list");
+        refused("policy: {profile: strict}", "line 1", "unknown");
+        refused("policy: {allowed_registries: ghcr.io}", "line 1", "a list");
+        refused("policy: {ceilings: {cpu: many}}", "line 1", "cpu");
+        refused("policy: {trust: {keys: [gone.pub]}}", "/etc/addonfs/gone.pub", "cannot be read");
+        refused("polic: {}\nsorces: []\n", "line 2", "did you mean sources?");
+        refused("a: [\n", "line", "");
+        let twice = format!("{}{}", source("name: a"), source("name: a").replace("sources:\n", ""));
+        refused(&twice, "line 5", "stands above already");
+    }
+
+    #[test]
+    fn an_untrusted_entry_stays_and_says_so() {
+        let text = format!("sources: [{{type: oci, image: 'ghcr.io/o/x@{D}', trusted: false}}]");
+        assert!(!load_text(&text, Dialect::Addonfs).unwrap().sources[0].trusted);
+    }
+
+    #[test]
+    fn a_file_of_flowd_loads_as_it_stands() {
+        let text = format!(
+            "version: 1\nserver: {{listen: ':8080'}}\nsources:\n  - {{name: here, type: local, path: ./jobs}}\n  \
+             - {{name: pg, type: oci, image: 'ghcr.io/o/pg:v1@{D}', mountPath: db/pg, color: red}}\n"
+        );
+        assert!(load_text(&text, Dialect::Addonfs).is_err());
+        let loaded = load_text(&text, Dialect::Flowd).unwrap();
+        assert_eq!(loaded.sources.len(), 1);
+        let words: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(words.len(), 4, "{words:?}");
+        assert!(words.iter().any(|w| w.contains("color") && w.starts_with("line 5")), "{words:?}");
+    }
+}

@@ -1,0 +1,56 @@
+//! Small images, made in a layout on disk.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use addonfs::fetch::layout::Layout;
+use addonfs::fetch::sink::{BlobContent, BlobSink as _};
+use addonfs::policy::digest::Digest;
+use addonfs::policy::image::Descriptor;
+use serde_json::json;
+
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// Bytes that differ from place to place, the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+pub fn descriptor(media_type: &str, content: &[u8]) -> Descriptor {
+    Descriptor {
+        media_type: media_type.to_owned(),
+        digest: Digest::of(content),
+        size: content.len() as u64,
+        annotations: vec![],
+    }
+}
+
+/// An image whose layers are the given bytes (which need be no tar), in the layout at `path` under `tag`.
+pub async fn write(path: &Path, tag: &str, layers: &[Vec<u8>]) -> (Arc<Layout>, Digest, Vec<Descriptor>) {
+    let layout = Layout::create(path).expect("layout");
+    let config =
+        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
+    let config_descriptor = descriptor(CONFIG, &config);
+    layout.put_blob(&config_descriptor, BlobContent::bytes(config)).await.expect("config");
+    let mut descriptors = vec![];
+    for layer in layers {
+        let described = descriptor(LAYER, layer);
+        layout.put_blob(&described, BlobContent::bytes(layer.clone())).await.expect("layer");
+        descriptors.push(described);
+    }
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": config_descriptor, "layers": descriptors,
+    });
+    let content = manifest.to_string().into_bytes();
+    let digest = layout.put_manifest(MANIFEST, content.into(), Some(tag)).await.expect("manifest");
+    (layout, digest, descriptors)
+}
