@@ -208,13 +208,14 @@ fn a_flip_is_seen_at_once_and_the_nested_mount_survives_every_change() {
         let seen = std::fs::read_link(&rootfs).unwrap();
         assert!(seen.to_string_lossy().contains(&digest.hex()), "flip {flip} shows {}", seen.display());
     }
-    mount.sh("ls -l tools/postgres > /dev/null");
+    mount.sh("ls -l tools/postgres > /dev/null; test -d tools/postgres/backup");
     mount.stage.script.change(|state| {
         state.shown.clear();
         state.sources.clear();
     });
     mount.stage.jobs.uninstall("pg");
     mount.stage.tree.changed();
+    mount.sh("test ! -e tools && test ! -e tools/postgres/backup && test ! -e .addonfs/sources/pg");
     assert_eq!(mount.sh("ls -A"), ".addonfs\n");
     assert!(mount.refused("cat tools/postgres/manifest.yaml").contains("No such file"));
     mount.stage.script.change(|state| state.shown = vec![shown("b", "other", None)]);
