@@ -432,7 +432,11 @@ mod tests {
         let path = dir.path().join("jobs.journal");
         let (journal, _) = Journal::open(&path).unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| (1..=500).for_each(|n| drop(journal.append(&samples::numbered(n)).unwrap())));
+            scope.spawn(|| {
+                for number in 1..=500 {
+                    journal.append(&samples::numbered(number)).unwrap();
+                }
+            });
             for _ in 0..10 {
                 // It may give up under this load; it must not lose a line.
                 let _ = journal.compact();

@@ -249,13 +249,6 @@ impl Executor for PlainProcesses {
         };
         kill(Pid::from_raw(live.pid), signal).map_err(|e| e.to_string())
     }
-
-    async fn end_stdin(&self, run_dir: &Path, _: &ShimId) -> Result<(), String> {
-        if let Some(live) = self.0.lock().unwrap().get_mut(run_dir) {
-            live.stdin = None;
-        }
-        Ok(())
-    }
 }
 
 /// A tree over scripted facts, with everything it needs, gone when dropped.
