@@ -11,6 +11,7 @@ pub mod index;
 pub mod layout;
 pub mod push;
 pub mod registry;
+pub mod signatures;
 pub mod sink;
 pub mod source;
 pub mod verified;
