@@ -76,7 +76,10 @@ pub(crate) struct BuildArgs {
 pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     let Some(manifest) = checked_manifest(&args.dir)? else { return Ok(ExitCode::FAILURE) };
     let target = target(&args)?;
-    let (settings, annotations) = (Settings::from_args(&args)?, annotations(&args, &manifest)?);
+    let (settings, mut annotations) = (Settings::from_args(&args)?, annotations(&args, &manifest)?);
+    for folder in [Some(&args.dir), args.rootfs.as_ref()].into_iter().flatten() {
+        stays_outside(&target.location, folder)?;
+    }
     let created = source_date_epoch()?;
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let options = registry_access::options(args.insecure);
@@ -87,6 +90,7 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
         Some(base) => {
             let base: ImageRef = base.parse()?;
             let (source, digest) = registry_access::open_image(&base, &options).await?;
+            annotations.push(("org.opencontainers.image.base.digest".to_owned(), digest.to_string()));
             image::from_base(&source, &digest, &platform, sink.as_ref())
                 .await
                 .with_context(|| format!("cannot build on {base}"))?
@@ -102,7 +106,7 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
         draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
     }
     draft.apply(&settings, created)?;
-    draft.annotate(&annotations);
+    draft.annotate(annotations);
     let (config, config_bytes) = draft.config()?;
     sink.put_blob(&config, BlobContent::bytes(config_bytes)).await?;
     let bytes = draft.manifest(&config)?;
@@ -154,6 +158,20 @@ fn target(args: &BuildArgs) -> anyhow::Result<ImageRef> {
     Ok(target)
 }
 
+/// A layout within a folder that is packed would be part of the next build of it.
+fn stays_outside(target: &Location, folder: &Path) -> anyhow::Result<()> {
+    let Location::Layout { path } = target else { return Ok(()) };
+    let folder = folder.canonicalize().with_context(|| format!("cannot read {}", folder.display()))?;
+    let path = std::path::absolute(path)?;
+    let real = path.ancestors().find_map(|p| p.canonicalize().ok()).unwrap_or_default();
+    anyhow::ensure!(
+        !real.starts_with(&folder),
+        "--output {target} lies in {}, which is packed: put it elsewhere",
+        folder.display()
+    );
+    Ok(())
+}
+
 /// <https://reproducible-builds.org/specs/source-date-epoch/>
 fn source_date_epoch() -> anyhow::Result<u64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
@@ -175,7 +193,6 @@ fn annotations(args: &BuildArgs, manifest: &AddonManifest) -> anyhow::Result<Vec
         all.retain(|(known, _)| known != name);
         all.push((name.to_owned(), value.to_owned()));
     }
-    all.sort();
     Ok(all)
 }
 

@@ -1,6 +1,6 @@
 //! A control tree with scripted facts, and jobs whose executor runs their commands as plain processes.
 //! Not every test uses every helper.
-#![allow(dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -248,13 +248,6 @@ impl Executor for PlainProcesses {
             Stop::Signal(number) => Signal::try_from(number).map_err(|e| e.to_string())?,
         };
         kill(Pid::from_raw(live.pid), signal).map_err(|e| e.to_string())
-    }
-
-    async fn end_stdin(&self, run_dir: &Path, _: &ShimId) -> Result<(), String> {
-        if let Some(live) = self.0.lock().unwrap().get_mut(run_dir) {
-            live.stdin = None;
-        }
-        Ok(())
     }
 }
 

@@ -121,8 +121,9 @@ impl Draft {
     }
 
     /// The manifest's annotations; those of a base speak of the base and are not taken over.
-    pub(super) fn annotate(&mut self, annotations: &[(String, String)]) {
-        self.annotations = annotations.to_vec();
+    pub(super) fn annotate(&mut self, annotations: Vec<(String, String)>) {
+        self.annotations = annotations;
+        self.annotations.sort();
     }
 
     /// The config blob.

@@ -151,6 +151,10 @@ async fn a_base_and_a_rootfs_lie_below() {
     assert_eq!(config["config"]["Env"], json!(["A=3", "B=2"]));
     assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 3);
     assert_eq!(config["history"].as_array().unwrap().len(), 3);
+    let raw: serde_json::Value =
+        serde_json::from_str(&tool("skopeo", &["inspect", "--raw", &output])).unwrap();
+    let below = tool("skopeo", &["inspect", "--format", "{{.Digest}}", &again]);
+    assert_eq!(raw["annotations"]["org.opencontainers.image.base.digest"], below.trim());
     let wrong = [dir.to_str().unwrap(), "--output", &output, "--base", &again, "--platform", "linux/s390x"];
     assert!(format!("{:#}", run(args(&wrong)).await.unwrap_err()).contains("s390x"));
 }
@@ -166,7 +170,9 @@ async fn refuses_before_it_writes() {
     assert_eq!(built(&[dir.to_str().unwrap(), "--output", &output]).await, ExitCode::FAILURE);
     assert!(!out.exists());
     std::fs::write(dir.join("manifest.yaml"), MANIFEST).unwrap();
+    let inside = format!("oci:{}", dir.join("new/out").display());
     for words in [
+        vec!["--output", &inside],
         vec!["--output", "ghcr.io/a/b"],
         vec!["--output", "oci:x:a", "--tag", "b"],
         vec!["--output", &output, "--env", "A"],

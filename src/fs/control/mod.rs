@@ -15,13 +15,14 @@
 //! | `remove` | mkdir, rmdir, unlink |
 //! | `render`, `content` | what rendered files show, and for how long they show the same |
 //! | `run_files`, `out` | the files of a run directory, and the real folder behind `out/` |
-//! | `handles`, `reply`, `command` | open files, the reply of a `ctl`, what one write may hold |
+//! | `handles`, `waiters`, `reply`, `command` | open files, who polls them, the reply of a `ctl`, what a write may hold |
 //!
 //! docs/semantics.md says the same to users, and a test compares its tables with the code.
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
@@ -45,6 +46,7 @@ mod reply;
 mod run_files;
 mod runs;
 mod tree;
+mod waiters;
 mod write;
 
 pub use attr::{Attr, DirEntry, Kind, TTL_NONE, TTL_STATIC};
@@ -107,8 +109,13 @@ pub struct ControlTree {
     contents: content::Contents,
     handles: handles::Handles,
     out_paths: out::OutPaths,
+    waiters: waiters::Waiters,
     refusal: refusal::LastRefusal,
     started: SystemTime,
+    /// Rises with every snapshot: files of a source are rendered from the source that the snapshot holds.
+    snapshots: AtomicU64,
+    /// Metrics move without any fact changing: each look at them is a new one.
+    looks: AtomicU64,
     forget_name: OnceLock<ForgetName>,
 }
 
@@ -126,8 +133,11 @@ impl ControlTree {
             contents: content::Contents::default(),
             handles: handles::Handles::new(),
             out_paths: out::OutPaths::default(),
+            waiters: waiters::Waiters::default(),
             refusal: refusal::LastRefusal::default(),
             started: SystemTime::now(),
+            snapshots: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
             forget_name: OnceLock::new(),
         }
     }
@@ -153,6 +163,7 @@ impl ControlTree {
             let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *tree, Arc::clone(&new))
         };
+        self.snapshots.fetch_add(1, Ordering::Relaxed);
         // An operation that looked at the old snapshot may not have replied yet; its answer, valid for years, must
         // not reach the kernel after the names were forgotten.
         drop(self.gate.write().unwrap_or_else(PoisonError::into_inner));

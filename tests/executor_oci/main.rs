@@ -1,0 +1,7 @@
+//! The executor with real runtimes, on a plain root file system.
+
+mod ends;
+mod host;
+mod inside;
+mod kept;
+mod measure;
