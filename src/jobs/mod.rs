@@ -3,6 +3,13 @@
 //! In: add-ons that policy admitted ([`AddonJobs`]), callers' commands. Out: the bytes of job and run files,
 //! runs carried out by an [`executor::Executor`], events. Knows policy's types only; must not know of fetch,
 //! of FUSE nor of the command line.
+//!
+//! ```text
+//! AddonJobs -> descriptor (job.json)                      bytes of a ctl -> control (commands)
+//!     Job + arguments + grants -> plan (pure)  --start-->  queue -> supervisor -> executor -> shim
+//!                                                 record -> journal (durable) -> adopt (after a restart)
+//! ```
+//! [`handle::Jobs`] is the only door; all of its methods answer at once, slow work goes to tasks of the runtime.
 
 use std::sync::Arc;
 
@@ -10,10 +17,39 @@ use crate::policy::addon::{AddonManifest, Origin};
 use crate::policy::digest::Digest;
 use crate::policy::image::ImageConfig;
 
+mod adopt;
+mod args;
+mod commands;
+pub mod control;
+mod descriptor;
 pub mod error;
 pub mod executor;
+mod handle;
+mod journal;
+mod layout;
 pub mod oci;
+mod options;
+mod plan;
+mod queue;
+mod record;
+mod retention;
+mod run;
+pub mod runner;
 pub mod spawner;
+mod start;
+mod state;
+mod stdin;
+mod supervisor;
+
+pub use args::{MAX_ARGS_BYTES, MAX_PLAIN_BYTES};
+pub use control::{Command, JobCommand};
+pub use descriptor::Job;
+pub use error::JobError;
+pub use handle::{Counts, Jobs};
+pub use options::{Caller, EnsureImage, Grants, JobsOptions, Progress, Retention, RunLimits};
+pub use record::{EXIT_CANCELED, EXIT_REFUSED, EXIT_TIMEOUT};
+pub use run::Run;
+pub use state::{Answer, RunState, Verb};
 
 /// An admitted add-on as this room needs it.
 #[derive(Debug, Clone)]

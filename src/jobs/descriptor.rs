@@ -1,0 +1,208 @@
+//! A job: what `job.json` and `argspec.json` say of an entrypoint, and the listings of all jobs.
+//!
+//! `job.json` (every field is there always; the names are API):
+//!
+//! | field | what |
+//! |---|---|
+//! | `schema` | `addonfs.job/v1` |
+//! | `id`, `entrypoint` | the job's path below the mount point; its last element |
+//! | `name`, `description` | of the entrypoint (`description` may be `null`) |
+//! | `source`, `mount_path` | where it comes from, where the add-on is shown |
+//! | `addon` | `name`, `version`, `description`, `metadata` |
+//! | `executor` | always `container` |
+//! | `command` | exec form, before arguments |
+//! | `argspec` | the JSON Schema of the arguments |
+//! | `secrets` | names of the arguments that are secrets |
+//! | `limits` | effective: `cpu_millis`, `memory_bytes`, `timeout_ms` (`null` is unlimited), `pids`, `tmp_bytes`, `out_bytes`, `log_bytes` |
+//! | `resources` | the manifest's hints: `cpu_millis`, `memory_bytes`, `timeout_ms` |
+//! | `findings` | `[{code, message}]`: hints that were clamped |
+//! | `env` | the manifest's variables |
+//! | `network` | `none` or `all`, as the manifest asks |
+//! | `annotations` | passed through |
+//! | `image`, `trust` | the reference in words; what was verified and by which key |
+//! | `origin` | see `record.json` |
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::AddonJobs;
+use super::options::RunLimits;
+use super::record::pretty;
+use crate::policy::addon::{Entrypoint, Resources};
+
+/// A job that is installed.
+#[derive(Debug)]
+pub struct Job {
+    id: String,
+    pub(super) addon: Arc<AddonJobs>,
+    pub(super) entry: Entrypoint,
+    pub(super) effective: Resources,
+    pub(super) findings: Vec<Finding>,
+    descriptor: Value,
+    descriptor_json: Arc<[u8]>,
+    argspec_json: Arc<[u8]>,
+}
+
+/// Something worth knowing that is no refusal.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Finding {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+}
+
+impl Job {
+    pub(super) fn new(
+        addon: &Arc<AddonJobs>,
+        entry: &Entrypoint,
+        ceilings: Resources,
+        limits: RunLimits,
+    ) -> Self {
+        let id = if addon.mount_path.is_empty() {
+            entry.id.clone()
+        } else {
+            format!("{}/{}", addon.mount_path, entry.id)
+        };
+        let (effective, cuts) = entry.resources.clamped(ceilings);
+        let findings: Vec<Finding> =
+            cuts.into_iter().map(|message| Finding { code: "resources.clamped", message }).collect();
+        let descriptor = describe(&id, addon, entry, effective, &findings, limits);
+        Self {
+            descriptor_json: pretty(&descriptor).into(),
+            argspec_json: pretty(&entry.argspec.schema).into(),
+            descriptor,
+            id,
+            addon: Arc::clone(addon),
+            entry: entry.clone(),
+            effective,
+            findings,
+        }
+    }
+
+    /// Its path below the mount point.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The name of its folder: the entrypoint's id.
+    pub fn entrypoint(&self) -> &str {
+        &self.entry.id
+    }
+
+    /// The name of its source.
+    pub fn source(&self) -> &str {
+        &self.addon.source
+    }
+
+    /// The add-on's path below the mount point; empty for `.`.
+    pub fn mount_path(&self) -> &str {
+        &self.addon.mount_path
+    }
+
+    /// The add-on that it belongs to.
+    pub fn addon(&self) -> &Arc<AddonJobs> {
+        &self.addon
+    }
+
+    /// Content of `job.json`.
+    pub fn descriptor_json(&self) -> Arc<[u8]> {
+        Arc::clone(&self.descriptor_json)
+    }
+
+    /// `job.json` as a value, for listings.
+    pub fn descriptor(&self) -> &Value {
+        &self.descriptor
+    }
+
+    /// Content of `argspec.json`.
+    pub fn argspec_json(&self) -> Arc<[u8]> {
+        Arc::clone(&self.argspec_json)
+    }
+
+    /// How it is called, for people.
+    pub fn help(&self) -> String {
+        let mut text = self.entry.argspec.help(&format!("{}/run", self.id));
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text
+    }
+}
+
+fn describe(
+    id: &str,
+    addon: &AddonJobs,
+    entry: &Entrypoint,
+    effective: Resources,
+    findings: &[Finding],
+    limits: RunLimits,
+) -> Value {
+    json!({
+        "schema": "addonfs.job/v1",
+        "id": id,
+        "entrypoint": entry.id,
+        "name": entry.name,
+        "description": entry.description,
+        "source": addon.source,
+        "mount_path": addon.mount_path,
+        "addon": {
+            "name": addon.manifest.name,
+            "version": addon.manifest.version,
+            "description": addon.manifest.description,
+            "metadata": addon.manifest.metadata,
+        },
+        "executor": "container",
+        "command": entry.command,
+        "argspec": entry.argspec.schema,
+        "secrets": entry.argspec.secrets,
+        "limits": limits_json(effective, limits),
+        "resources": resources_json(entry.resources),
+        "findings": findings,
+        "env": entry.env,
+        "network": entry.network,
+        "annotations": entry.annotations,
+        "image": addon.image,
+        "trust": addon.trust,
+        "origin": addon.origin,
+    })
+}
+
+/// The `limits` object of descriptors, plans and records.
+pub(super) fn limits_json(effective: Resources, limits: RunLimits) -> Value {
+    json!({
+        "cpu_millis": effective.cpu_millis,
+        "memory_bytes": effective.memory_bytes,
+        "timeout_ms": effective.timeout.map(millis),
+        "pids": limits.pids,
+        "tmp_bytes": limits.tmp_bytes,
+        "out_bytes": limits.out_bytes,
+        "log_bytes": limits.log_bytes,
+    })
+}
+
+fn resources_json(resources: Resources) -> Value {
+    json!({
+        "cpu_millis": resources.cpu_millis,
+        "memory_bytes": resources.memory_bytes,
+        "timeout_ms": resources.timeout.map(millis),
+    })
+}
+
+/// A duration in milliseconds; what is longer than 2^64 of them is as good as that.
+pub(super) fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Content of `jobs.json`: an array of descriptors, in the order of job ids.
+pub(super) fn list_json<'a>(jobs: impl Iterator<Item = &'a Arc<Job>>) -> Vec<u8> {
+    pretty(&Value::Array(jobs.map(|job| job.descriptor.clone()).collect()))
+}
+
+/// Content of `jobs.jsonl`: one descriptor a line.
+pub(super) fn list_jsonl<'a>(jobs: impl Iterator<Item = &'a Arc<Job>>) -> Vec<u8> {
+    jobs.fold(Vec::new(), |mut text, job| {
+        text.extend_from_slice(job.descriptor.to_string().as_bytes());
+        text.push(b'\n');
+        text
+    })
+}

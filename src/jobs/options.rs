@@ -1,0 +1,155 @@
+//! What the daemon decides before jobs run: places, ceilings, grants and limits.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::policy::addon::Resources;
+
+/// Who asks. The kernel has checked the modes of the file; this is for the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// User id of the caller.
+    pub uid: u32,
+    /// Group id of the caller.
+    pub gid: u32,
+    /// Process id of the caller; tells a resent request from another one's.
+    pub pid: u32,
+}
+
+/// Words of progress while an image arrives; shown in the run's `last_error` and `record.json`.
+pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Makes sure that the image of a source (by name) is in the tree; asked before every launch, so it must answer at
+/// once when the image is there. An error is why the run fails.
+pub type EnsureImage = Arc<dyn Fn(String, Progress) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// What policy grants to jobs beyond the strict defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Grants {
+    /// Name of the profile, for plans (`secure`, `permissive`, `disabled`).
+    pub profile: String,
+    /// The profile is `secure`: the root file system is read-only unless `rootfs_writable`.
+    pub secure: bool,
+    /// The profile is `disabled`: the host's network needs no grant, only a finding.
+    pub unchecked: bool,
+    /// `overrides.network` holds `host`.
+    pub host_network: bool,
+    /// `overrides.rootfs_writable`.
+    pub rootfs_writable: bool,
+    /// `overrides.data_dir`: jobs get a folder that outlives the run.
+    pub data_dir: bool,
+}
+
+/// Limits that no manifest speaks of.
+#[derive(Debug, Clone, Copy)]
+pub struct RunLimits {
+    /// Processes and threads of one run.
+    pub pids: u64,
+    /// Bytes of `/tmp`.
+    pub tmp_bytes: u64,
+    /// Bytes of `RUN_DIR`.
+    pub out_bytes: u64,
+    /// Bytes kept of stdout and of stderr each.
+    pub log_bytes: u64,
+    /// From TERM to KILL.
+    pub grace: Duration,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self {
+            // Enough for a parallel build or a JVM, small against the kernel's default of 32768 for all.
+            pids: 1024,
+            tmp_bytes: 256 << 20,
+            out_bytes: 1 << 30,
+            log_bytes: 64 << 20,
+            // What podman stop and docker stop wait.
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Which runs are kept. Live runs always are.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// A finished run older than this is removed.
+    pub max_age: Duration,
+    /// Of finished runs only so many newest are kept, over all jobs.
+    pub max_finished: usize,
+    /// A run that was made and never started is removed after this.
+    pub unstarted: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_secs(30 * 24 * 3600),
+            max_finished: 1000,
+            unstarted: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Options of [`super::Jobs::open`].
+#[derive(Clone)]
+pub struct JobsOptions {
+    /// The folder drawn in `jobs::layout`.
+    pub state_dir: PathBuf,
+    /// Where image trees appear, as the executor's shims see it (`M/.addonfs/images`).
+    pub images_dir: PathBuf,
+    /// The mount point, for words.
+    pub mount_point: PathBuf,
+    /// The group of run folders; `None` is the caller's own.
+    pub group: Option<u32>,
+    /// Ceilings; they clamp the hints of manifests.
+    pub ceilings: Resources,
+    /// Grants of policy.
+    pub grants: Grants,
+    /// Limits without a hint.
+    pub limits: RunLimits,
+    /// Runs at the same time, all jobs together.
+    pub max_running: usize,
+    /// Runs at the same time of one job.
+    pub max_running_per_job: usize,
+    /// Runs that wait; one more is refused with EAGAIN.
+    pub max_queued: usize,
+    /// What is kept.
+    pub retention: Retention,
+    /// The hook that brings images.
+    pub ensure_image: EnsureImage,
+}
+
+impl JobsOptions {
+    /// Strict grants, default limits, images always present.
+    pub fn new(state_dir: PathBuf, mount_point: PathBuf) -> Self {
+        Self {
+            state_dir,
+            images_dir: mount_point.join(".addonfs/images"),
+            mount_point,
+            group: None,
+            ceilings: Resources::default(),
+            grants: Grants { profile: "secure".into(), secure: true, ..Grants::default() },
+            limits: RunLimits::default(),
+            max_running: 16,
+            max_running_per_job: 16,
+            max_queued: 1000,
+            retention: Retention::default(),
+            ensure_image: Arc::new(|_, _| Box::pin(async { Ok(()) })),
+        }
+    }
+}
+
+impl fmt::Debug for JobsOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobsOptions")
+            .field("state_dir", &self.state_dir)
+            .field("images_dir", &self.images_dir)
+            .field("grants", &self.grants)
+            .field("max_running", &self.max_running)
+            .finish_non_exhaustive()
+    }
+}

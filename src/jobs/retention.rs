@@ -1,0 +1,72 @@
+//! Which runs go by themselves, see [`super::Retention`]: finished ones that are too old or too many, and made ones
+//! that nobody started. Live runs never.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::descriptor::millis;
+use super::handle::Shared;
+use super::record::now_ms;
+use super::run::Run;
+use super::state::RunState;
+
+/// How often is looked. Nobody waits for it.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Keeps the state directory tidy for as long as the handle lives.
+pub(super) fn keep_tidy(shared: &Arc<Shared>) {
+    let weak = Arc::downgrade(shared);
+    shared.runtime.spawn(async move {
+        while let Some(done) = tidy(&weak) {
+            if done.await.is_err() {
+                return;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    });
+}
+
+/// One round, away from the threads that serve anybody.
+fn tidy(weak: &Weak<Shared>) -> Option<tokio::task::JoinHandle<()>> {
+    let shared = weak.upgrade()?;
+    let runtime = shared.runtime.clone();
+    Some(runtime.spawn_blocking(move || {
+        if collect(&shared, now_ms()) > 0 {
+            shared.sweep_later();
+        }
+        if shared.journal.has_grown()
+            && let Err(e) = shared.journal.compact()
+        {
+            tracing::warn!(error = %e, "the journal was not rewritten");
+        }
+    }))
+}
+
+/// Removes what is due at `now_ms`; returns how many.
+pub(super) fn collect(shared: &Shared, now_ms: u64) -> usize {
+    let keep = shared.options.retention;
+    let all: Vec<Arc<Run>> = shared.runs().all().cloned().collect();
+    let mut finished: Vec<(u64, &Arc<Run>)> = Vec::new();
+    let mut due: Vec<&Arc<Run>> = Vec::new();
+    for run in &all {
+        match run.state() {
+            RunState::Created if now_ms.saturating_sub(run.created_ms()) > millis(keep.unstarted) => {
+                due.push(run)
+            }
+            state if state.is_final() => finished.push((run.changed_ms(), run)),
+            _ => {}
+        }
+    }
+    // Oldest first; what stands before the last `max_finished` is too many.
+    finished.sort_by_key(|(ended, run)| (*ended, run.number()));
+    let too_many = finished.len().saturating_sub(keep.max_finished);
+    let too_old = |ended: u64| now_ms.saturating_sub(ended) > millis(keep.max_age);
+    due.extend(
+        finished
+            .iter()
+            .enumerate()
+            .filter(|(i, (ended, _))| *i < too_many || too_old(*ended))
+            .map(|(_, (_, run))| *run),
+    );
+    due.into_iter().filter(|run| shared.remove(run).is_ok()).count()
+}

@@ -1,0 +1,97 @@
+//! `plan`: what would run with these arguments. Runs nothing.
+
+use crate::REFUSED;
+use crate::control::{self, MAX_LINE};
+use crate::json::push;
+use crate::place::Place;
+use crate::sys::{self, AT_FDCWD, Errno, O_RDONLY, O_RDWR};
+use crate::text::complain;
+use crate::words::Words;
+
+pub(crate) fn plan(place: &Place, words: Words<'_>) -> i32 {
+    let options = match words.options() {
+        Ok(options) => options,
+        Err(reason) => return complain(&[reason.as_bytes()]),
+    };
+    words.reveal(place, &options);
+    if options.help {
+        return help(place);
+    }
+    let mut line = [0u8; MAX_LINE];
+    let len = match options.json {
+        Some(b"-") => given(0, &mut line),
+        Some(json) => match json.strip_prefix(b"@") {
+            Some(path) => match sys::open(AT_FDCWD, path, O_RDONLY) {
+                Ok(file) => given(file, &mut line),
+                Err(errno) => return complain(&[b"cannot open ", path, b": ", errno.words()]),
+            },
+            None => push(b"plan ", &mut line, 0).and_then(|at| push(json, &mut line, at)),
+        },
+        None => match words.to_json(options.first) {
+            Ok((json, len)) => {
+                push(b"plan ", &mut line, 0).and_then(|at| push(json.get(..len)?, &mut line, at))
+            }
+            Err(reason) => return complain(&[reason.as_bytes()]),
+        },
+    };
+    // A line is below the limit with its newline.
+    match len.and_then(|len| push(b"\n", &mut line, len)).filter(|len| *len < MAX_LINE) {
+        Some(len) => ask(place, line.get(..len).unwrap_or_default()),
+        None => complain(&[
+            b"the arguments of a plan must be below 4 KiB: for larger ones make a run, write its args.json, ",
+            b"and read its plan.json",
+        ]),
+    }
+}
+
+/// `plan ` and what the descriptor holds, newlines as spaces because the line ends at the first one.
+fn given(from: i32, line: &mut [u8]) -> Option<usize> {
+    let mut at = push(b"plan ", line, 0)?;
+    loop {
+        let room = line.get_mut(at..)?;
+        match sys::read(from, room) {
+            Ok(0) if room.is_empty() => return None,
+            Ok(0) => return Some(at),
+            Ok(len) => {
+                room.get_mut(..len)?.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+                at += len;
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// `--help` of `run` and `plan`: the job tells it itself.
+pub(crate) fn help(place: &Place) -> i32 {
+    match place.open(b"ctl", O_RDWR) {
+        Ok(_) => ask(place, b"help\n"),
+        // Who may not run the job may still read what it takes.
+        Err(Errno::EACCES) => complain(&[
+            b"usage: run [-i] [--args-json JSON|@FILE|-] [--name VALUE ...]; you may not run this job, ",
+            b"its arguments are in argspec.json beside it",
+        ]),
+        Err(errno) => complain(&[b"cannot open the ctl of the job: ", errno.words()]),
+    }
+}
+
+fn ask(place: &Place, line: &[u8]) -> i32 {
+    let ctl = match place.open(b"ctl", O_RDWR) {
+        Ok(ctl) => ctl,
+        Err(Errno::EACCES) => {
+            return complain(&[b"you may not run this job: its ctl and runs/ belong to a group"]);
+        }
+        Err(errno) => return complain(&[b"cannot open the ctl of the job: ", errno.words()]),
+    };
+    match control::say(ctl, line) {
+        Ok(()) => {
+            control::reply(ctl, 1);
+            0
+        }
+        Err(errno) => {
+            if control::reply(ctl, 2) == 0 {
+                complain(&[b"refused: ", errno.words()]);
+            }
+            REFUSED
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The caller's words: hidden from process lists at once, shown again where they are no secrets, encoded as JSON.
+//!
+//! Invariant: the memory of argv holds stars until [`Words::reveal`] has read the argspec and knows which words
+//! hold secrets; those stay stars. Where the argspec cannot be read, all of them stay.
+
+use crate::entry::Start;
+use crate::json::{self, MAX_ESCAPED};
+use crate::memory::Buffer;
+use crate::place::Place;
+use crate::sys::{self, Errno, O_RDONLY};
+use crate::text::complain;
+
+/// A hidden word shows this many stars, whatever its length.
+const STARS: usize = 8;
+
+/// Largest argspec.json that is read; manifests are at most 1 MiB.
+const MAX_ARGSPEC: usize = 2 << 20;
+
+/// More secrets than any job has; beyond it everything stays hidden.
+const MAX_SECRETS: usize = 64;
+
+/// A copy of the words; overwritten when dropped.
+pub(crate) struct Words<'s> {
+    start: &'s Start,
+    copy: Buffer,
+}
+
+/// The options before the job's own words.
+pub(crate) struct Options<'w> {
+    /// `-i`: pass stdin on.
+    pub(crate) stdin: bool,
+    /// `--help`.
+    pub(crate) help: bool,
+    /// The value of `--args-json`.
+    pub(crate) json: Option<&'w [u8]>,
+    /// Index of the first word that is the job's.
+    pub(crate) first: usize,
+}
+
+impl<'s> Words<'s> {
+    /// Copies the words and overwrites the originals.
+    pub(crate) fn take(start: &'s Start) -> Result<Self, Errno> {
+        let count = start.word_count();
+        // SAFETY: each slice is dropped before the next one of the same word is made, here and below.
+        let word = |index| unsafe { start.word(index) };
+        let total = (0..count).map(|index| word(index).len() + 1).sum();
+        let mut copy = Buffer::private(total)?;
+        let mut at = 0;
+        for index in 0..count {
+            let word = word(index);
+            // The mapping is zeroed: the byte after each word is the NUL that ends it.
+            at = json::push(word, &mut copy, at).unwrap_or(at) + 1;
+            hide(word);
+        }
+        Ok(Self { start, copy })
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.copy.split(|byte| *byte == 0).take(self.start.word_count())
+    }
+
+    /// Reads the options; they end at the first word that is none.
+    pub(crate) fn options(&self) -> Result<Options<'_>, &'static str> {
+        let mut options = Options { stdin: false, help: false, json: None, first: 0 };
+        let mut words = self.iter();
+        while let Some(word) = words.next() {
+            match word {
+                b"-i" => options.stdin = true,
+                b"-h" | b"--help" => options.help = true,
+                b"--args-json" => {
+                    options.json = Some(words.next().ok_or("--args-json needs JSON, @FILE or -")?);
+                    options.first += 1;
+                }
+                _ => match word.strip_prefix(b"--args-json=") {
+                    Some(json) => options.json = Some(json),
+                    None => break,
+                },
+            }
+            options.first += 1;
+        }
+        if options.json.is_some() && options.first < self.start.word_count() {
+            return Err("give the arguments as words or by --args-json, not both");
+        }
+        if options.stdin && options.json == Some(b"-") {
+            return Err("-i and --args-json - both want stdin: use --args-json @FILE");
+        }
+        Ok(options)
+    }
+
+    /// The job's words as a JSON array in a buffer, and its length.
+    pub(crate) fn to_json(&self, first: usize) -> Result<(Buffer, usize), &'static str> {
+        const TOO_LONG: &str = "no memory for the arguments";
+        // Quotes and a comma for each word, and the brackets.
+        let most = self.iter().skip(first).map(|word| word.len() * MAX_ESCAPED + 3).sum::<usize>() + 3;
+        let mut buffer = Buffer::private(most).map_err(|_| TOO_LONG)?;
+        let mut at = json::push(b"[", &mut buffer, 0).ok_or(TOO_LONG)?;
+        for (index, word) in self.iter().skip(first).enumerate() {
+            let word = core::str::from_utf8(word).map_err(|_| "an argument is not UTF-8")?;
+            if index > 0 {
+                at = json::push(b",", &mut buffer, at).ok_or(TOO_LONG)?;
+            }
+            at = json::push_string(word, &mut buffer, at).ok_or(TOO_LONG)?;
+        }
+        at = json::push(b"]", &mut buffer, at).ok_or(TOO_LONG)?;
+        Ok((buffer, at))
+    }
+
+    /// Shows the words again that hold no secret, and warns of those that do.
+    pub(crate) fn reveal(&self, place: &Place, options: &Options<'_>) {
+        if self.start.word_count() == 0 {
+            return;
+        }
+        let Some((argspec, len)) = read_argspec(place) else { return };
+        let mut names: [&[u8]; MAX_SECRETS] = [&[]; MAX_SECRETS];
+        let mut count = 0;
+        let read = json::secrets(argspec.get(..len).unwrap_or_default(), |name| {
+            if let Some(slot) = names.get_mut(count) {
+                *slot = name;
+            }
+            count += 1;
+        });
+        let (Some(()), Some(names)) = (read, names.get(..count)) else { return };
+        let mut warn = false;
+        // Between a secret's value and the next option: words of a value that lost its quotes.
+        let mut after_secret = false;
+        for (index, word) in self.iter().enumerate() {
+            let hidden_from = if index < options.first {
+                let inline = options.json == Some(word) || word.starts_with(b"--args-json={");
+                (inline && json_has(word, names)).then_some(0)
+            } else {
+                let option = word.strip_prefix(b"--");
+                let text = option.unwrap_or(word);
+                let name_len = text.iter().position(|byte| *byte == b'=');
+                let name = text.get(..name_len.unwrap_or(text.len())).unwrap_or_default();
+                let is_secret = names.iter().any(|secret| same_name(secret, name));
+                let hidden_from = match (is_secret, name_len) {
+                    (true, Some(name_len)) => Some(word.len() - text.len() + name_len + 1),
+                    _ if option.is_none() && after_secret => Some(0),
+                    _ => None,
+                };
+                after_secret = (after_secret && option.is_none())
+                    || (is_secret && (option.is_some() || name_len.is_some()));
+                hidden_from
+            };
+            warn |= hidden_from.is_some();
+            // SAFETY: the only slice of this word at this time.
+            let shown = unsafe { self.start.word(index) };
+            let keep = hidden_from.unwrap_or(word.len()).min(shown.len());
+            if hidden_from.is_none() || keep > 0 {
+                let (open, rest) = shown.split_at_mut(keep);
+                open.iter_mut().zip(word).for_each(|(to, from)| *to = *from);
+                hide(rest);
+            }
+        }
+        if warn {
+            complain(&[
+                b"warning: a secret on a command line can be seen by others until it is hidden; ",
+                b"better: --args-json @FILE, or --args-json - and the JSON on stdin",
+            ]);
+        }
+    }
+}
+
+/// Overwrites a word; its length does not show.
+fn hide(word: &mut [u8]) {
+    word.fill(0);
+    if let Some(stars) = word.get_mut(..STARS.min(word.len())) {
+        stars.fill(b'*');
+    }
+}
+
+/// Dashes and underscores are equal in names of arguments.
+fn same_name(secret: &[u8], written: &[u8]) -> bool {
+    let fold = |byte: &u8| if *byte == b'-' { b'_' } else { *byte };
+    secret.len() == written.len() && secret.iter().map(fold).eq(written.iter().map(fold))
+}
+
+/// Whether JSON given inline has a secret among its keys; text that does not parse counts as one that has.
+fn json_has(word: &[u8], secrets: &[&[u8]]) -> bool {
+    let text = word.strip_prefix(b"--args-json=").unwrap_or(word);
+    if !text.starts_with(b"{") || secrets.is_empty() {
+        return false;
+    }
+    let mut found = false;
+    let read = json::keys(text, |key| found |= secrets.contains(&key));
+    found || read.is_none()
+}
+
+fn read_argspec(place: &Place) -> Option<(Buffer, usize)> {
+    let file = place.open(b"argspec.json", O_RDONLY).ok()?;
+    let mut buffer = Buffer::new(MAX_ARGSPEC).ok()?;
+    let mut len = 0;
+    loop {
+        match sys::read(file, buffer.get_mut(len..)?).ok()? {
+            0 => return Some((buffer, len)),
+            more => len += more,
+        }
+    }
+}
