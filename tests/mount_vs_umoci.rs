@@ -136,7 +136,7 @@ fn the_trap_image_is_what_umoci_unpacks() {
     assert!(forget_implied(&mut ours, &mut theirs) >= 10);
     compare(&ours, &theirs);
     // what the comparison rests on is really in there
-    assert!(ours.len() > 80, "{}", ours.len());
+    assert!(ours.len() > 70, "{}", ours.len());
     assert!(ours.keys().any(|path| path.as_os_str().as_bytes().contains(&0xff)));
     let hard = ours.values().filter(|entry| entry.nlink > 1 && entry.mode & 0o170_000 == 0o100_000).count();
     assert!(hard >= 2, "{hard}");
@@ -162,8 +162,8 @@ fn a_large_ordinary_image_made_by_umoci_is_what_umoci_unpacks() {
     run("umoci", &["init", "--layout", "layout"]);
     run("umoci", &["new", "--image", "layout:big"]);
     // what every Debian has, in two layers; the second changes the first
-    run("tar", &["-C", "/", "-cf", "one.tar", "--exclude=*.pyc", "etc", "usr/share/perl", "usr/bin"]);
-    run("tar", &["-C", "/", "-cf", "two.tar", "usr/share/zoneinfo", "etc/passwd", "usr/bin/perl", "usr/sbin"]);
+    run("tar", &["-C", "/", "-cf", "one.tar", "etc", "usr/share/perl", "usr/bin/git", "usr/lib/git-core"]);
+    run("tar", &["-C", "/", "-cf", "two.tar", "usr/share/zoneinfo", "etc/passwd", "usr/sbin"]);
     run("umoci", &["raw", "add-layer", "--image", "layout:big", "one.tar"]);
     run("umoci", &["raw", "add-layer", "--image", "layout:big", "two.tar"]);
     run("umoci", &["gc", "--layout", "layout"]);

@@ -2,5 +2,5 @@
 #![allow(dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
 
 pub mod image;
-pub mod registry;
 pub mod mount;
+pub mod registry;
