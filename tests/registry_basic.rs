@@ -88,3 +88,18 @@ async fn a_password_is_sent_when_asked_for() {
         assert!(!shown.contains(BASIC.1) && !shown.contains("wrong"), "{shown}");
     }
 }
+
+#[tokio::test]
+async fn an_unknown_certificate_is_accepted_only_on_request() {
+    let registry = DockerRegistry::start_with(&Login::UnknownCertificate);
+    let content = noise(4, 1000);
+    let blob = image::descriptor(image::LAYER, &content);
+    let insecure = RegistryOptions { insecure: true, ..quick() };
+    let trusting = repository(&registry.host(), "a/b", &insecure);
+    trusting.put_blob(&blob, BlobContent::bytes(content.clone())).await.unwrap();
+    assert_eq!(trusting.range(&blob, 10..20).await.unwrap(), &content[10..20]);
+
+    let error = registry.repository("a/b").range(&blob, 10..20).await.unwrap_err();
+    assert!(error.message.contains("certificate") && error.message.contains("insecure: true"), "{error}");
+    assert!(!error.retryable);
+}

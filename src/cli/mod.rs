@@ -8,3 +8,10 @@ use std::process::ExitCode;
 pub fn run(_args: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::SUCCESS
 }
+
+pub(crate) mod build;
+pub(crate) mod keygen;
+pub(crate) mod password;
+pub(crate) mod push;
+pub(crate) mod registry_access;
+pub(crate) mod sign;

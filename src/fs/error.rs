@@ -1,6 +1,8 @@
 //! The error of this room: what a file system operation may answer besides its result.
 
 use crate::fetch::error::FetchError;
+use crate::jobs::error::JobError;
+use crate::policy::code::Code;
 
 /// Why an operation was refused. [`super::errno`] gives each its number.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -50,8 +52,13 @@ pub enum FsError {
     /// An ioctl.
     #[error("inappropriate ioctl")]
     NotATerminal,
+    /// The object of an open file or directory is no more.
+    #[error("this is no more")]
+    Gone,
     /// A reply that was lost with a daemon.
-    #[error("the reply was lost with the daemon that held it")]
+    #[error(
+        "the reply was lost with the daemon that held it: look at the files whether the command was done"
+    )]
     Stale,
     /// Out of space or over a quota.
     #[error("{0}")]
@@ -62,4 +69,22 @@ pub enum FsError {
     /// Trouble with the daemon's own files.
     #[error("{0}")]
     Internal(String),
+}
+
+impl From<JobError> for FsError {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::NotFound(_) => Self::NotFound,
+            JobError::Exists(_) => Self::Exists,
+            JobError::Invalid(words) => Self::Invalid(words),
+            JobError::Arguments(_) => Self::Invalid(error.to_string()),
+            JobError::Busy(words) => Self::Busy(words),
+            JobError::Denied(denied) => match denied.code {
+                Code::ArgumentsInvalid => Self::Invalid(denied.to_string()),
+                _ => Self::Denied(denied.to_string()),
+            },
+            JobError::Again(words) => Self::Again(words),
+            JobError::Internal(words) => Self::Internal(words),
+        }
+    }
 }

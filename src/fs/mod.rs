@@ -4,6 +4,7 @@
 //! attributes, names, bytes and refusals, to `fs::kernel`, which is the only place that says `fuser`.
 //! Must not know of HTTP, of registries, nor of the command line.
 
+pub mod control;
 pub mod errno;
 pub mod error;
 pub mod facts;

@@ -73,6 +73,11 @@ impl Jobs {
         self.0.edit_args(run, |text| text.write(offset, piece))
     }
 
+    /// A piece at the end of `args.json` (O_APPEND): the size that readers see may be another one than was written.
+    pub fn append_args(&self, run: &Run, piece: &[u8]) -> Result<(), JobError> {
+        self.0.edit_args(run, |text| text.write(text.bytes().len() as u64, piece))
+    }
+
     /// Cuts or extends `args.json`.
     pub fn truncate_args(&self, run: &Run, len: u64) -> Result<(), JobError> {
         self.0.edit_args(run, |text| text.truncate(len))

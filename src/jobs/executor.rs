@@ -21,7 +21,7 @@ pub const DATA_DIR_INSIDE: &str = "/run/addonfs/data";
 pub const ARGS_JSON_INSIDE: &str = "/run/addonfs/args.json";
 /// The folder of the secrets inside the container; one 0600 file each.
 pub const SECRETS_INSIDE: &str = "/run/secrets";
-/// File of the run's folder that holds the [`ShimId`] as JSON. The shim writes it (temporary name, then rename)
+/// File of the run's folder whose JSON object has the fields of [`ShimId`], among others. The shim writes it (temporary name, then rename)
 /// before the job's process starts, so that a daemon that died during [`Executor::start`] can be followed.
 pub const SHIM_FILE: &str = "shim.json";
 /// File of the run's folder that holds the [`Outcome`] as JSON; the shim's last act (temporary name, then rename).
@@ -29,8 +29,8 @@ pub const EXIT_FILE: &str = "exit.json";
 /// File of the run's folder that holds the [`LaunchSpec`] as JSON; written by the executor.
 pub const LAUNCH_FILE: &str = "launch.json";
 /// The FIFO of the run's folder that feeds the job's standard input; made before [`Executor::start`] when
-/// [`LaunchSpec::stdin`] is set. The shim opens it for reading and writing, so that the daemon's death is no end of
-/// file; it closes its writing side when told by [`Executor::end_stdin`], and the job's side is opened read-only.
+/// [`LaunchSpec::stdin`] is set, because it may be written while the run is queued. The shim holds a writing end, so
+/// that the daemon's death is no end of file, until it is told [`Stop::Eof`].
 pub const STDIN_FIFO: &str = "stdin";
 
 /// Everything a run needs, except its secrets. Written to `launch.json` in the run's folder for the shim.
@@ -197,9 +197,6 @@ pub trait Executor: Send + Sync + fmt::Debug {
 
     /// Tells a live shim to stop its job.
     async fn stop(&self, run_dir: &Path, shim: &ShimId, stop: Stop) -> Result<(), String>;
-
-    /// Tells a live shim that nothing more will be written to [`STDIN_FIFO`]; what is in it is still read.
-    async fn end_stdin(&self, run_dir: &Path, shim: &ShimId) -> Result<(), String>;
 
     /// The limits of a [`LaunchSpec`] that this host cannot keep, in words (for `limits_unavailable` of plans and
     /// records): a host without the pids controller, for example, cannot bound processes.

@@ -25,7 +25,7 @@ use super::{AddonJobs, adopt, retention};
 use crate::policy::event::{Event, EventSink};
 
 /// Longest name of a run.
-const MAX_RUN_NAME: usize = 128;
+const MAX_RUN_NAME: usize = 63;
 
 /// All jobs and runs of one daemon. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub(super) struct Shared {
     jobs: RwLock<BTreeMap<String, Arc<Job>>>,
     runs: RwLock<Runs>,
     queue: Mutex<Queue>,
+    /// The daemon's environment, where `overrides.env_inheritance` gives it to jobs; else empty.
+    pub(super) inherited: Vec<(String, String)>,
     /// Runs that were queued when the daemon ended, until their job is installed again.
     parked: Mutex<Vec<Arc<Run>>>,
     generation: AtomicU64,
@@ -96,8 +98,10 @@ impl Jobs {
             per_job: options.max_running_per_job.max(1),
             waiting: options.max_queued.max(1),
         };
+        let inherited = if options.overrides.env_inheritance { readable_environment() } else { Vec::new() };
         let jobs = Self(Arc::new(Shared {
             options,
+            inherited,
             executor,
             events,
             runtime,
@@ -401,15 +405,20 @@ impl Runs {
     }
 }
 
+/// The variables that are text.
+fn readable_environment() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
 /// A name that is one plain word in a shell, in a URL and in a log.
 fn check_name(name: &str) -> Result<(), JobError> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.:@+=-".contains(&b);
-    let starts = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-    if starts && name.len() <= MAX_RUN_NAME && name.bytes().all(plain) {
+    let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let starts = name.bytes().next().is_some_and(alphanumeric);
+    if starts && name.len() <= MAX_RUN_NAME && name.bytes().all(|b| alphanumeric(b) || b"._-".contains(&b)) {
         Ok(())
     } else {
         Err(JobError::Invalid(format!(
-            "a run's name is 1 to {MAX_RUN_NAME} of the characters A-Z a-z 0-9 _ . : @ + = - and begins with a letter or digit"
+            "a run's name is 1 to {MAX_RUN_NAME} of the characters a-z 0-9 . _ - and begins with a letter or digit"
         )))
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! AddonJobs -> descriptor (job.json)                      bytes of a ctl -> control (commands)
-//!     Job + arguments + grants -> plan (pure)  --start-->  queue -> supervisor -> executor -> shim
+//!     Job + arguments + policy -> plan (pure)  --start-->  queue -> supervisor -> executor -> shim
 //!                                                 record -> journal (durable) -> adopt (after a restart)
 //! ```
 //! [`handle::Jobs`] is the only door; all of its methods answer at once, slow work goes to tasks of the runtime.
@@ -46,7 +46,7 @@ pub use control::{Command, JobCommand};
 pub use descriptor::Job;
 pub use error::JobError;
 pub use handle::{Counts, Jobs};
-pub use options::{Caller, EnsureImage, Grants, JobsOptions, Progress, Retention, RunLimits};
+pub use options::{Caller, EnsureImage, JobsOptions, Progress, Retention, RunLimits};
 pub use record::{EXIT_CANCELED, EXIT_REFUSED, EXIT_TIMEOUT};
 pub use run::Run;
 pub use state::{Answer, RunState, Verb};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::policy::addon::Resources;
+use crate::policy::rules::{Overrides, Profile};
 
 /// Who asks. The kernel has checked the modes of the file; this is for the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,23 +27,6 @@ pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
 /// Makes sure that the image of a source (by name) is in the tree; asked before every launch, so it must answer at
 /// once when the image is there. An error is why the run fails.
 pub type EnsureImage = Arc<dyn Fn(String, Progress) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
-
-/// What policy grants to jobs beyond the strict defaults.
-#[derive(Debug, Clone, Default)]
-pub struct Grants {
-    /// Name of the profile, for plans (`secure`, `permissive`, `disabled`).
-    pub profile: String,
-    /// The profile is `secure`: the root file system is read-only unless `rootfs_writable`.
-    pub secure: bool,
-    /// The profile is `disabled`: the host's network needs no grant, only a finding.
-    pub unchecked: bool,
-    /// `overrides.network` holds `host`.
-    pub host_network: bool,
-    /// `overrides.rootfs_writable`.
-    pub rootfs_writable: bool,
-    /// `overrides.data_dir`: jobs get a folder that outlives the run.
-    pub data_dir: bool,
-}
 
 /// Limits that no manifest speaks of.
 #[derive(Debug, Clone, Copy)]
@@ -107,8 +91,10 @@ pub struct JobsOptions {
     pub group: Option<u32>,
     /// Ceilings; they clamp the hints of manifests.
     pub ceilings: Resources,
-    /// Grants of policy.
-    pub grants: Grants,
+    /// How strict the host is.
+    pub profile: Profile,
+    /// What jobs may have beyond the strict defaults.
+    pub overrides: Overrides,
     /// Limits without a hint.
     pub limits: RunLimits,
     /// Runs at the same time, all jobs together.
@@ -124,7 +110,7 @@ pub struct JobsOptions {
 }
 
 impl JobsOptions {
-    /// Strict grants, default limits, images always present.
+    /// Profile secure, default limits, images always present.
     pub fn new(state_dir: PathBuf, mount_point: PathBuf) -> Self {
         Self {
             state_dir,
@@ -132,7 +118,8 @@ impl JobsOptions {
             mount_point,
             group: None,
             ceilings: Resources::default(),
-            grants: Grants { profile: "secure".into(), secure: true, ..Grants::default() },
+            profile: Profile::Secure,
+            overrides: Overrides::default(),
             limits: RunLimits::default(),
             max_running: 16,
             max_running_per_job: 16,
@@ -148,7 +135,7 @@ impl fmt::Debug for JobsOptions {
         f.debug_struct("JobsOptions")
             .field("state_dir", &self.state_dir)
             .field("images_dir", &self.images_dir)
-            .field("grants", &self.grants)
+            .field("profile", &self.profile)
             .field("max_running", &self.max_running)
             .finish_non_exhaustive()
     }

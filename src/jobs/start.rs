@@ -126,7 +126,9 @@ impl Shared {
 
     fn surroundings(&self, job: &Job) -> Surroundings<'_> {
         Surroundings {
-            grants: &self.options.grants,
+            profile: self.options.profile,
+            overrides: &self.options.overrides,
+            inherited: &self.inherited,
             limits: self.options.limits,
             images_dir: self.options.images_dir.clone(),
             data_dir: self.layout.data_dir(job.id()),

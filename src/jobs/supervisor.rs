@@ -219,7 +219,7 @@ impl Shared {
         let (executor, run) = (Arc::clone(&self.executor), Arc::clone(run));
         self.runtime.spawn(async move {
             run.stdin.end().await;
-            if let Err(why) = executor.end_stdin(run.dir(), &shim).await {
+            if let Err(why) = executor.stop(run.dir(), &shim, Stop::Eof).await {
                 say_undelivered(&run, "eof", &why);
             }
         });

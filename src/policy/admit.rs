@@ -225,6 +225,8 @@ mod tests {
         let signed = [material(&key, &source.image.digest)];
         assert_eq!(code(&source, &signed), Ok(()));
         let admitted = image(&policy, &source, &signed).unwrap();
+        let shown = serde_json::to_value(admitted.verification()).unwrap();
+        assert_eq!((&shown["state"], &shown["key_name"]), (&"verified".into(), &"cosign.pub".into()));
         let refused = addon(admitted, b"name: [\n").unwrap_err();
         assert_eq!(refused.code, Code::AddonManifest);
         let event = decision(&source, Err(&refused));

@@ -16,6 +16,8 @@ pub enum Login {
     None,
     /// Basic authentication with one name and password ([`BASIC`]).
     Basic,
+    /// Nobody is asked, but over TLS with a certificate that nobody knows.
+    UnknownCertificate,
     /// Tokens of a service: see `token_service.rs`.
     Token { realm: String, issuer: String, certificate: std::path::PathBuf },
 }
@@ -123,6 +125,7 @@ pub fn quick() -> RegistryOptions {
     RegistryOptions {
         connections: Connections::new(Duration::from_secs(5)),
         stall_timeout: Duration::from_millis(500),
+        commit_timeout: Duration::from_secs(1),
         retry: RetryPolicy {
             attempts: 4,
             base: Duration::from_millis(5),
@@ -139,12 +142,18 @@ fn free_port() -> u16 {
 }
 
 fn configuration(login: &Login, port: u16, folder: &Path) -> String {
+    let mut tls = String::new();
     let auth = match login {
         Login::None => String::new(),
         Login::Basic => {
             let file = folder.join("htpasswd");
             std::fs::write(&file, HTPASSWD).expect("htpasswd");
             format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display())
+        }
+        Login::UnknownCertificate => {
+            let (key, certificate) = self_signed(folder);
+            tls = format!("  tls:\n    certificate: {certificate}\n    key: {key}\n");
+            String::new()
         }
         Login::Token { realm, issuer, certificate } => format!(
             "auth:\n  token:\n    realm: {realm}\n    service: test-registry\n    issuer: {issuer}\n    \
@@ -157,8 +166,21 @@ fn configuration(login: &Login, port: u16, folder: &Path) -> String {
     random.expect("random bytes");
     format!(
         "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-         rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n  secret: {:x}\n{auth}",
+         rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n  secret: {:x}\n{tls}{auth}",
         folder.join("data").display(),
         u64::from_ne_bytes(secret)
     )
+}
+
+/// A key and a certificate for 127.0.0.1, as files in `folder`.
+pub fn self_signed(folder: &Path) -> (String, String) {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
+    let output = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    (key, certificate)
 }

@@ -40,16 +40,19 @@ pub(super) async fn read_limited(
 }
 
 /// The first bytes of an error's body; a body that breaks is as good as none.
-pub(super) async fn peek(mut response: Response, stall: Duration) -> Bytes {
+pub(super) async fn peek(mut response: Response, within: Duration) -> Bytes {
     /// Enough for a registry's error JSON.
     const ENOUGH: usize = 4096;
     let mut content = BytesMut::new();
-    while content.len() < ENOUGH {
-        match chunk(&mut response, "", stall).await {
-            Ok(Some(chunk)) => content.extend_from_slice(chunk.get(..ENOUGH).unwrap_or(&chunk)),
-            _ => break,
+    let reading = async {
+        while content.len() < ENOUGH
+            && let Ok(Some(chunk)) = response.chunk().await
+        {
+            content.extend_from_slice(chunk.get(..ENOUGH).unwrap_or(&chunk));
         }
-    }
+    };
+    // what came until then is all the words there are
+    let _ = tokio::time::timeout(within, reading).await;
     content.freeze()
 }
 

@@ -68,6 +68,7 @@ pub(super) struct Client {
     pub(super) endpoint: Endpoint,
     pub(super) retry: RetryPolicy,
     pub(super) stall: Duration,
+    pub(super) commit: Duration,
     pub(super) max_skip: u64,
     user_agent: String,
     connections: Connections,
@@ -82,6 +83,7 @@ impl Client {
             endpoint,
             retry: options.retry,
             stall: options.stall_timeout,
+            commit: options.commit_timeout,
             max_skip: options.max_skip,
             user_agent: options.user_agent.clone(),
             connections: options.connections.clone(),
@@ -97,13 +99,8 @@ impl Client {
                 let what = format!("registry {}", self.endpoint.name);
                 let request = self.request(&Method::GET, &url)?;
                 let response = connections::send(request, &what, self.stall).await?;
-                // what Go's TLS servers say to plain http; a registry has no reason to answer so to a ping
-                match response.status() {
-                    StatusCode::BAD_REQUEST => {
-                        Err(status::error(&what, StatusCode::BAD_REQUEST, response.headers(), b""))
-                    }
-                    _ => Ok(()),
-                }
+                // 400 is what TLS servers written in Go say to plain http; a registry does not answer a ping so
+                Ok(response.status() != StatusCode::BAD_REQUEST)
             })
             .await
     }
@@ -140,7 +137,11 @@ impl Client {
             let reads = request.method == Method::GET || request.method == Method::HEAD;
             if reads && status.is_redirection() && status != StatusCode::NOT_MODIFIED {
                 redirects += 1;
-                request.url = self.redirect_target(&request, &response, redirects)?;
+                let location = response.headers().get(LOCATION);
+                request.url = redirected(&request.url, location, redirects).map_err(|why| {
+                    let message = format!("{}: redirected {why}", request.what);
+                    FetchError::new(Class::Protocol, Side::Remote, message)
+                })?;
                 continue;
             }
             return Ok(Answer { response, url: request.url, own });
@@ -203,28 +204,6 @@ impl Client {
             .header(ACCEPT_ENCODING, "identity"))
     }
 
-    fn redirect_target(
-        &self,
-        request: &Request<'_>,
-        response: &Response,
-        redirects: usize,
-    ) -> Result<Url, FetchError> {
-        let refuse = |why: &str| {
-            FetchError::new(Class::Protocol, Side::Remote, format!("{}: redirected {why}", request.what))
-        };
-        if redirects > MAX_REDIRECTS {
-            return Err(refuse("too often: a loop"));
-        }
-        let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-        let location = location.ok_or_else(|| refuse("without an address"))?;
-        let target = request.url.join(location).map_err(|_| refuse("to what is no address"))?;
-        match (request.url.scheme(), target.scheme()) {
-            (_, "https") | ("http", "http") => Ok(target),
-            ("https", "http") => Err(refuse("from https to plain http")),
-            _ => Err(refuse("to what is neither http nor https")),
-        }
-    }
-
     /// The error of an answer without success; takes the registry's words from it.
     pub(super) async fn refusal(&self, what: &str, answer: Answer) -> FetchError {
         let (status, headers) = (answer.response.status(), answer.response.headers().clone());
@@ -278,4 +257,43 @@ fn challenges(response: &Response) -> Vec<challenge::Challenge> {
 pub(super) fn content_type(response: &Response) -> String {
     let value = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     value.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
+}
+
+/// Where a redirect leads; the refusal in words that go on after "redirected".
+fn redirected(from: &Url, location: Option<&HeaderValue>, redirects: usize) -> Result<Url, &'static str> {
+    if redirects > MAX_REDIRECTS {
+        return Err("too often: a loop");
+    }
+    let location = location.and_then(|value| value.to_str().ok()).ok_or("without an address")?;
+    let target = from.join(location).map_err(|_| "to what is no address")?;
+    match (from.scheme(), target.scheme()) {
+        (_, "https") | ("http", "http") => Ok(target),
+        ("https", "http") => Err("from https to plain http"),
+        _ => Err("to what is neither http nor https"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_never_lead_to_less_protection() {
+        let table = [
+            ("https://r/v2/x", Some("https://cdn/y?sig=1"), 1, Some("https://cdn/y?sig=1")),
+            ("https://r/v2/x", Some("/y"), 1, Some("https://r/y")),
+            ("http://r/v2/x", Some("http://cdn/y"), 1, Some("http://cdn/y")),
+            ("http://r/v2/x", Some("https://cdn/y"), 5, Some("https://cdn/y")),
+            ("http://r/v2/x", Some("https://cdn/y"), 6, None),
+            ("https://r/v2/x", Some("http://cdn/y"), 1, None),
+            ("https://r/v2/x", Some("ftp://cdn/y"), 1, None),
+            ("https://r/v2/x", Some("https://"), 1, None),
+            ("https://r/v2/x", None, 1, None),
+        ];
+        for (from, location, redirects, expected) in table {
+            let location = location.map(HeaderValue::from_static);
+            let got = redirected(&Url::parse(from).unwrap(), location.as_ref(), redirects).ok();
+            assert_eq!(got.as_ref().map(Url::as_str), expected, "{from} {location:?}");
+        }
+    }
 }

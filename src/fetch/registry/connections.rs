@@ -88,8 +88,14 @@ pub(super) async fn send(
 
 /// A connection that could not be made or broke.
 pub(super) fn broken(what: &str, error: reqwest::Error) -> FetchError {
-    let error = error.without_url();
-    FetchError::new(Class::Unavailable, Side::Remote, format!("{what}: {}", chain(&error)))
+    let words = chain(&error.without_url());
+    // rustls' words for a certificate that proves nothing; its type is not in our hands
+    if words.contains("invalid peer certificate") {
+        let message =
+            format!("{what}: {words}: add its CA to the system's, or say `insecure: true` of the registry");
+        return FetchError::new(Class::Protocol, Side::Remote, message);
+    }
+    FetchError::new(Class::Unavailable, Side::Remote, format!("{what}: {words}"))
 }
 
 /// Nothing came for `stall`.

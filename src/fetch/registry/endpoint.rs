@@ -39,11 +39,11 @@ impl Endpoint {
     }
 
     /// `scheme://host/`, found out once. `answers` asks an address without credentials whether a registry speaks
-    /// there; it is used only where two schemes are possible.
+    /// this scheme there; it is used only where two schemes are possible.
     pub(super) async fn base<F, A>(&self, answers: F) -> Result<&Url, FetchError>
     where
         F: Fn(Url) -> A,
-        A: Future<Output = Result<(), FetchError>>,
+        A: Future<Output = Result<bool, FetchError>>,
     {
         self.base
             .get_or_try_init(async || {
@@ -57,12 +57,13 @@ impl Endpoint {
                 let mut last = None;
                 for candidate in candidates {
                     match answers(ping(&candidate)).await {
-                        Ok(()) => return Ok(candidate),
-                        // of a server that speaks neither, the first answer tells more
+                        Ok(true) => return Ok(candidate),
+                        Ok(false) => {}
                         Err(error) => last = last.or(Some(error)),
                     }
                 }
-                Err(last.unwrap_or_else(|| protocol("no scheme to try")))
+                Err(last
+                    .unwrap_or_else(|| protocol(&format!("{}: neither http nor https answers", self.name))))
             })
             .await
     }
@@ -123,7 +124,7 @@ mod tests {
     async fn base_of(name: &str, insecure: bool, speaks: &str) -> Option<String> {
         let endpoint = Endpoint::new(name, "a/b", insecure);
         let found = endpoint
-            .base(async |url: Url| if url.scheme() == speaks { Ok(()) } else { Err(protocol("no answer")) })
+            .base(async |url: Url| if url.scheme() == speaks { Ok(true) } else { Err(protocol("no answer")) })
             .await;
         found.ok().map(|base| endpoint.url(base, &["blobs", "sha256:00"]).to_string())
     }

@@ -63,6 +63,9 @@ pub struct RegistryOptions {
     pub connections: Connections,
     /// How long an answer or the next bytes of a body may take: 30 s by default.
     pub stall_timeout: Duration,
+    /// How long a registry may be silent after the last byte of an upload, while it hashes and moves the blob:
+    /// 10 minutes by default, for many gigabytes on slow storage.
+    pub commit_timeout: Duration,
     /// How patient attempts are.
     pub retry: RetryPolicy,
     /// How far into a blob a range may lie when the registry sends only whole blobs: what lies before it is
@@ -78,6 +81,7 @@ impl Default for RegistryOptions {
             user_agent: concat!("addonfs/", env!("CARGO_PKG_VERSION")).to_owned(),
             connections: Connections::default(),
             stall_timeout: Duration::from_secs(30),
+            commit_timeout: Duration::from_secs(600),
             retry: RetryPolicy::default(),
             max_skip: 64 << 20,
         }

@@ -5,7 +5,6 @@
 //! loosely and differs between registries, and one PUT is what all of them accept.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,10 +21,6 @@ use crate::fetch::error::{Class, FetchError, Side};
 use crate::fetch::sink::{BlobContent, BlobSink, Sent};
 use crate::policy::digest::Digest;
 use crate::policy::image::Descriptor;
-
-/// After the last byte a registry hashes and moves the blob: for many gigabytes on slow storage that takes
-/// minutes, in which nothing is heard.
-const COMMIT: Duration = Duration::from_secs(600);
 
 #[async_trait]
 impl BlobSink for Registry {
@@ -122,7 +117,7 @@ async fn watched(
     let mut before = None;
     loop {
         let now = sent.bytes();
-        let patience = if now >= size { COMMIT.max(client.stall) } else { client.stall };
+        let patience = if now >= size { client.commit.max(client.stall) } else { client.stall };
         if before == Some(now) {
             return Err(connections::stalled(&what, patience));
         }

@@ -12,6 +12,7 @@
 
 pub mod backing;
 mod commfd;
+pub mod control;
 pub mod images;
 pub mod mount;
 mod owed;

@@ -5,9 +5,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::jobs::spawner::Spawner;
 
 /// Moves the calling process into a new network namespace, brings `lo` up, and returns a descriptor of the
 /// namespace. For short-lived, single-threaded processes only.
@@ -42,5 +46,49 @@ fn loopback_up() -> io::Result<()> {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(-code)),
         None => Err(io::Error::new(io::ErrorKind::InvalidData, "short netlink answer")),
+    }
+}
+
+/// A few namespaces, ready for the next runs.
+#[derive(Debug)]
+pub(super) struct Pool {
+    spawner: Spawner,
+    ready: Mutex<Vec<OwnedFd>>,
+    size: usize,
+    filling: AtomicBool,
+}
+
+impl Pool {
+    pub(super) fn new(spawner: Spawner, size: usize) -> Self {
+        Self { spawner, ready: Mutex::new(Vec::new()), size, filling: AtomicBool::new(false) }
+    }
+
+    /// One that is ready; `None` if there is none just now (the runtime then makes one itself).
+    pub(super) fn take(&self) -> Option<OwnedFd> {
+        self.lock().pop()
+    }
+
+    /// One that is ready, or a new one made at once.
+    pub(super) fn take_or_make(&self) -> Result<OwnedFd, String> {
+        self.take().map_or_else(|| self.spawner.network_namespace_blocking(), Ok)
+    }
+
+    /// Makes namespaces until the pool is full. Blocks; one filler at a time, others return at once. An error ends
+    /// it: a host that lets us make none is not asked again and again.
+    pub(super) fn fill(&self) {
+        if self.filling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        while self.lock().len() < self.size {
+            match self.spawner.network_namespace_blocking() {
+                Ok(namespace) => self.lock().push(namespace),
+                Err(_) => break,
+            }
+        }
+        self.filling.store(false, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,7 @@ const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 
 /// Marks every descriptor above standard error as closed at the next exec. Kernels without close_range (before
 /// 5.11) leave them as they are; ours are opened close-on-exec anyway, so this guards against foreign ones only.
-pub(super) fn close_all_at_exec() {
+pub(in crate::jobs) fn close_all_at_exec() {
     // SAFETY: the call takes three integers and touches no memory of ours; with CLOSE_RANGE_CLOEXEC it closes no
     // descriptor, so no owner of one is surprised.
     unsafe {

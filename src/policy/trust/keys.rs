@@ -1,7 +1,7 @@
 //! Public keys that verify cosign signatures.
 //!
 //! What cosign can sign with, and the hash it takes: ECDSA P-256 (its default), P-384 and P-521, RSA 2048 to 8192
-//! bits with PKCS#1 v1.5 or PSS, Ed25519. Older cosign hashes with SHA-256 whatever the curve, newer takes the hash
+//! bits with PKCS#1 v1.5, Ed25519. Older cosign hashes with SHA-256 whatever the curve, newer takes the hash
 //! of the curve's size: each key tries both, which weakens nothing. Ed25519ph, which cosign takes for imported
 //! Ed25519 keys, is not offered by our crypto library; such a signature is refused.
 
@@ -40,11 +40,8 @@ static KINDS: [Kind; 5] = [
         name: "RSA",
         algorithms: &[
             &lc::RSA_PKCS1_2048_8192_SHA256,
-            &lc::RSA_PSS_2048_8192_SHA256,
             &lc::RSA_PKCS1_2048_8192_SHA384,
             &lc::RSA_PKCS1_2048_8192_SHA512,
-            &lc::RSA_PSS_2048_8192_SHA384,
-            &lc::RSA_PSS_2048_8192_SHA512,
         ],
     },
 ];
@@ -117,6 +114,8 @@ impl fmt::Debug for PublicKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::trust::signature::{SignatureMaterial, verify};
+    use crate::policy::trust::{Trust, TrustedKey};
     use aws_lc_rs::encoding::AsDer;
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair};
@@ -139,7 +138,7 @@ mod tests {
         let der = pair.public_key().as_der().unwrap().as_ref().to_vec();
         all.push((der, pair.sign(message).as_ref().to_vec()));
         let pair = RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
-        for padding in [&lc::RSA_PKCS1_SHA256 as &dyn lc::RsaEncoding, &lc::RSA_PSS_SHA256] {
+        for padding in [&lc::RSA_PKCS1_SHA256 as &dyn lc::RsaEncoding, &lc::RSA_PKCS1_SHA512] {
             let mut signature = vec![0; pair.public_modulus_len()];
             pair.sign(padding, &random, message, &mut signature).unwrap();
             let der = AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
@@ -175,5 +174,33 @@ mod tests {
         let private = pem::encode("ENCRYPTED SIGSTORE PRIVATE KEY", b"{}");
         assert!(PublicKey::from_pem(private.as_bytes()).unwrap_err().contains("private"));
         assert!(PublicKey::from_pem(pem::encode("CERTIFICATE", b"x").as_bytes()).is_err());
+    }
+
+    /// Signatures made by Go's libraries, as cosign makes them.
+    #[test]
+    fn verifies_what_others_signed() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/cosign");
+        let read = |name: &str| std::fs::read(format!("{dir}/{name}")).unwrap();
+        let payload = read("payload.json");
+        for (key, signature, holds) in [
+            ("p256.pub", "p256.sig", true),
+            ("p384.pub", "p384.sig", true),
+            ("p384.pub", "p384-sha256.sig", true),
+            ("p521.pub", "p521.sig", true),
+            ("p521.pub", "p521-sha256.sig", true),
+            ("rsa.pub", "rsa.sig", true),
+            ("ed25519.pub", "ed25519.sig", true),
+            ("ed25519.pub", "ed25519ph.sig", false),
+            ("p384.pub", "p256.sig", false),
+        ] {
+            let public = PublicKey::from_pem(&read(key)).unwrap();
+            let trust =
+                Trust { keys: vec![TrustedKey { name: key.to_owned(), key: public }], require_log: false };
+            let signature_b64 = String::from_utf8(read(signature)).unwrap();
+            let material =
+                SignatureMaterial { payload: payload.clone(), signature_b64, annotations: Vec::new() };
+            let image = Digest::of(b"hello");
+            assert_eq!(verify(&trust, &image, &[material]).is_ok(), holds, "{key} {signature}");
+        }
     }
 }

@@ -186,4 +186,16 @@ mod tests {
         let pem = pem::encode(LABEL, json);
         assert!(PrivateKey::from_encrypted_pem(pem.as_bytes(), b"").unwrap_err().contains("parameters"));
     }
+
+    /// Keys sealed by the library that cosign seals them with, under both of its labels and costs.
+    #[test]
+    fn opens_what_cosign_sealed() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/cosign");
+        let read = |name: &str| std::fs::read(format!("{dir}/{name}")).unwrap();
+        let public = PublicKey::from_pem(&read("p256.pub")).unwrap();
+        for file in ["p256-sigstore.key", "p256-cosign.key"] {
+            let key = PrivateKey::from_encrypted_pem(&read(file), b"fixture").unwrap();
+            assert!(public.verifies(b"message", &key.sign(b"message").unwrap()), "{file}");
+        }
+    }
 }

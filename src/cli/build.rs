@@ -1,0 +1,214 @@
+//! `addonfs build`: makes an add-on image from a folder, in an OCI image layout.
+//!
+//! In: a folder with manifest.yaml, perhaps a base image and a folder of files for `/`. Out: layers, config and
+//! manifest in the layout, named by a tag. The same input gives the same digest: entries are sorted, owners are
+//! root, times are `SOURCE_DATE_EPOCH` or 0, and nothing of the host gets in but its platform where none is given.
+
+mod image;
+mod layer;
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::registry_access;
+use crate::fetch::sink::{self, BlobContent};
+use crate::policy::addon::{self, AddonManifest};
+use crate::policy::image::{OCI_MANIFEST, Platform};
+use crate::policy::reference::{ImageRef, Location, PinnedRef};
+use image::{Draft, Settings};
+use layer::BuiltLayer;
+
+/// Build an add-on image from a folder.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "DIR holds manifest.yaml; everything in it goes under /addon, with its modes. Owners become
+root and times SOURCE_DATE_EPOCH (or 1970), so that the same input gives the same digest.
+
+Examples:
+  addonfs build ./sample --tag v1.0.0 --output oci:./sample.oci
+  addonfs build ./sample --output oci:./sample.oci:v1.0.0 --base docker.io/library/alpine:3.20
+  addonfs build ./sample --tag v1 --output oci:./out --rootfs ./rootfs --user 1000 --workdir /work --env LANG=C"
+)]
+pub(crate) struct BuildArgs {
+    /// The folder with manifest.yaml
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// The tag in the layout [default: latest]
+    #[arg(long)]
+    tag: Option<String>,
+    /// The layout to write to, made if there is none: oci:PATH[:TAG]
+    #[arg(long, value_name = "oci:PATH")]
+    output: String,
+    /// An image to put below: REF or oci:PATH[:TAG]
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+    /// A folder whose files go to /, below /addon
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+    /// Who runs the jobs: a name or uid[:gid]
+    #[arg(long)]
+    user: Option<String>,
+    /// The working directory of the jobs
+    #[arg(long, value_name = "PATH")]
+    workdir: Option<String>,
+    /// A variable for the jobs; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// An annotation of the manifest, such as org.opencontainers.image.revision; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    annotation: Vec<String>,
+    /// The platform [default: this host's]
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+    /// Use plain http for the base's registry, or do not check its certificate
+    #[arg(long)]
+    insecure: bool,
+    /// Print the digest and the layers as JSON
+    #[arg(short = 'o', value_name = "FORMAT", value_parser = ["json"])]
+    format: Option<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
+    let Some(manifest) = checked_manifest(&args.dir)? else { return Ok(ExitCode::FAILURE) };
+    let target = target(&args)?;
+    let (settings, mut annotations) = (Settings::from_args(&args)?, annotations(&args, &manifest)?);
+    for folder in [Some(&args.dir), args.rootfs.as_ref()].into_iter().flatten() {
+        stays_outside(&target.location, folder)?;
+    }
+    let created = source_date_epoch()?;
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let options = registry_access::options(args.insecure);
+    let sink = sink::open(&target.location, &options)?;
+
+    let mut draft = match &args.base {
+        None => Draft::scratch(&platform),
+        Some(base) => {
+            let base: ImageRef = base.parse()?;
+            let (source, digest) = registry_access::open_image(&base, &options).await?;
+            annotations.push(("org.opencontainers.image.base.digest".to_owned(), digest.to_string()));
+            image::from_base(&source, &digest, &platform, sink.as_ref())
+                .await
+                .with_context(|| format!("cannot build on {base}"))?
+        }
+    };
+    let mut layers = Vec::new();
+    if let Some(rootfs) = &args.rootfs {
+        layers.push((layer::pack(rootfs, "", created)?, "rootfs"));
+    }
+    layers.push((layer::pack(&args.dir, "addon", created)?, "addon"));
+    for (built, what) in &layers {
+        sink.put_blob(&built.descriptor, BlobContent::file(built.file.path())).await?;
+        draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
+    }
+    draft.apply(&settings, created)?;
+    draft.annotate(annotations);
+    let (config, config_bytes) = draft.config()?;
+    sink.put_blob(&config, BlobContent::bytes(config_bytes)).await?;
+    let bytes = draft.manifest(&config)?;
+    let digest = sink.put_manifest(OCI_MANIFEST, bytes.into(), target.tag.as_deref()).await?;
+    report(&args, PinnedRef { location: target.location, tag: target.tag, digest }, &layers);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The add-on's manifest, if it is valid; all its problems on stderr otherwise.
+fn checked_manifest(dir: &Path) -> anyhow::Result<Option<AddonManifest>> {
+    let path = dir.join("manifest.yaml");
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    match AddonManifest::parse(&bytes) {
+        Ok(manifest) => {
+            for warning in &manifest.warnings {
+                eprintln!("{}: warning: {warning}", path.display());
+            }
+            Ok(Some(manifest))
+        }
+        Err(problems) => {
+            for problem in &problems {
+                eprintln!("{}: {problem}", path.display());
+            }
+            eprintln!(
+                "addonfs: {}: {} problems, nothing was built",
+                addon::denied(&problems).code,
+                problems.len()
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// Where the image goes; the tag may stand in either place.
+fn target(args: &BuildArgs) -> anyhow::Result<ImageRef> {
+    let mut target: ImageRef = args.output.parse()?;
+    anyhow::ensure!(
+        matches!(target.location, Location::Layout { .. }) && target.digest.is_none(),
+        "--output must be a layout on disk, oci:PATH; `addonfs push` takes it to a registry from there"
+    );
+    if let Some(tag) = &args.tag {
+        anyhow::ensure!(
+            target.tag.as_ref().is_none_or(|other| other == tag),
+            "--tag and --output name different tags"
+        );
+        target = format!("{}:{tag}", target.location).parse()?;
+    }
+    target.tag.get_or_insert_with(|| "latest".to_owned());
+    Ok(target)
+}
+
+/// A layout within a folder that is packed would be part of the next build of it.
+fn stays_outside(target: &Location, folder: &Path) -> anyhow::Result<()> {
+    let Location::Layout { path } = target else { return Ok(()) };
+    let folder = folder.canonicalize().with_context(|| format!("cannot read {}", folder.display()))?;
+    let path = std::path::absolute(path)?;
+    let real = path.ancestors().find_map(|p| p.canonicalize().ok()).unwrap_or_default();
+    anyhow::ensure!(
+        !real.starts_with(&folder),
+        "--output {target} lies in {}, which is packed: put it elsewhere",
+        folder.display()
+    );
+    Ok(())
+}
+
+/// <https://reproducible-builds.org/specs/source-date-epoch/>
+fn source_date_epoch() -> anyhow::Result<u64> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => {
+            text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds"))
+        }
+        Err(_) => Ok(0),
+    }
+}
+
+fn annotations(args: &BuildArgs, manifest: &AddonManifest) -> anyhow::Result<Vec<(String, String)>> {
+    let mut all = vec![
+        ("org.opencontainers.image.title".to_owned(), manifest.name.clone()),
+        ("org.opencontainers.image.version".to_owned(), manifest.version.clone()),
+    ];
+    for pair in &args.annotation {
+        let (name, value) =
+            pair.split_once('=').with_context(|| format!("--annotation {pair:?} has no '='"))?;
+        all.retain(|(known, _)| known != name);
+        all.push((name.to_owned(), value.to_owned()));
+    }
+    Ok(all)
+}
+
+fn report(args: &BuildArgs, image: PinnedRef, layers: &[(BuiltLayer, &str)]) {
+    if args.format.is_some() {
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|(layer, what)| {
+                json!({"what": what, "digest": layer.descriptor.digest, "size": layer.descriptor.size, "diff_id": layer.diff_id})
+            })
+            .collect();
+        println!("{}", json!({"digest": image.digest, "image": image, "layers": layers}));
+    } else {
+        println!("{}", image.digest);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! Built images as other tools see them.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
+use std::process::Command;
+
+use super::*;
+
+const MANIFEST: &str =
+    "name: sample\nversion: 1.0.0\nentrypoints:\n  - id: backup\n    command: [/addon/backup.sh]\n";
+
+fn sample(dir: &Path) {
+    std::fs::create_dir_all(dir.join("sub/empty")).unwrap();
+    std::fs::write(dir.join("manifest.yaml"), MANIFEST).unwrap();
+    std::fs::write(dir.join("backup.sh"), "#!/bin/sh\necho hi\n").unwrap();
+    std::fs::set_permissions(dir.join("backup.sh"), PermissionsExt::from_mode(0o4755)).unwrap();
+    std::fs::write(dir.join("sub").join("n".repeat(150)), "long").unwrap();
+    std::fs::hard_link(dir.join("backup.sh"), dir.join("sub/same.sh")).unwrap();
+    symlink(format!("../{}", "t".repeat(120)), dir.join("sub/link")).unwrap();
+    std::fs::set_permissions(dir.join("sub/empty"), PermissionsExt::from_mode(0o1777)).unwrap();
+}
+
+#[derive(clap::Parser)]
+struct Words {
+    #[command(flatten)]
+    args: BuildArgs,
+}
+
+fn args(words: &[&str]) -> BuildArgs {
+    use clap::Parser as _;
+    Words::parse_from([&["build"], words].concat()).args
+}
+
+async fn built(words: &[&str]) -> ExitCode {
+    run(args(words)).await.unwrap()
+}
+
+fn tool(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn unpack(layout: &str, to: &Path) {
+    tool("umoci", &["unpack", "--image", layout, &to.display().to_string()]);
+}
+
+#[tokio::test]
+async fn other_tools_read_what_is_built() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, out) = (temp.path().join("sample"), temp.path().join("out"));
+    sample(&dir);
+    let output = format!("oci:{}", out.display());
+    let words = [
+        dir.to_str().unwrap(),
+        "--tag",
+        "v1.0.0",
+        "--output",
+        &output,
+        "--user",
+        "1000:1000",
+        "--workdir",
+        "/work",
+        "--env",
+        "A=b",
+        "--annotation",
+        "org.opencontainers.image.revision=abc",
+    ];
+    assert_eq!(built(&words).await, ExitCode::SUCCESS);
+
+    let bundle = temp.path().join("bundle");
+    unpack(&format!("{}:v1.0.0", out.display()), &bundle);
+    let addon = bundle.join("rootfs/addon");
+    assert_eq!(std::fs::read_to_string(addon.join("manifest.yaml")).unwrap(), MANIFEST);
+    let script = std::fs::metadata(addon.join("backup.sh")).unwrap();
+    assert_eq!((script.mode() & 0o7777, script.mtime(), script.uid(), script.nlink()), (0o4755, 0, 0, 2));
+    assert_eq!(std::fs::read_link(addon.join("sub/link")).unwrap().as_os_str().len(), 123);
+    assert_eq!(std::fs::read_to_string(addon.join("sub").join("n".repeat(150))).unwrap(), "long");
+    assert_eq!(std::fs::metadata(addon.join("sub/empty")).unwrap().mode() & 0o7777, 0o1777);
+
+    let inspected = tool("skopeo", &["inspect", "--config", &format!("{output}:v1.0.0")]);
+    let config: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(config["config"]["User"], "1000:1000");
+    assert_eq!(config["config"]["WorkingDir"], "/work");
+    assert_eq!(config["config"]["Env"], json!(["A=b"]));
+    assert_eq!(config["created"], "1970-01-01T00:00:00Z");
+    let raw = tool("skopeo", &["inspect", "--raw", &format!("{output}:v1.0.0")]);
+    let manifest: serde_json::Value = serde_json::from_str(&raw).unwrap();
+    assert_eq!(manifest["annotations"]["org.opencontainers.image.revision"], "abc");
+    assert_eq!(manifest["annotations"]["org.opencontainers.image.version"], "1.0.0");
+}
+
+#[tokio::test]
+async fn the_same_input_gives_the_same_digest() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut digests = Vec::new();
+    for name in ["a", "b"] {
+        let dir = temp.path().join(name);
+        sample(&dir);
+        let out = temp.path().join(format!("{name}.oci"));
+        let output = format!("oci:{}:v1", out.display());
+        built(&[dir.to_str().unwrap(), "--output", &output]).await;
+        digests.push(tool("skopeo", &["inspect", "--format", "{{.Digest}}", &output]));
+    }
+    assert_eq!(digests[0], digests[1]);
+    let dir = temp.path().join("b");
+    std::fs::set_permissions(dir.join("manifest.yaml"), PermissionsExt::from_mode(0o600)).unwrap();
+    let output = format!("oci:{}:v1", temp.path().join("b.oci").display());
+    built(&[dir.to_str().unwrap(), "--output", &output]).await;
+    let changed = tool("skopeo", &["inspect", "--format", "{{.Digest}}", &output]);
+    assert_ne!(digests[0], changed);
+    // The tag moved: it does not name two images.
+    assert_eq!(tool("umoci", &["ls", "--layout", temp.path().join("b.oci").to_str().unwrap()]), "v1\n");
+}
+
+#[tokio::test]
+async fn a_base_and_a_rootfs_lie_below() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, rootfs) = (temp.path().join("sample"), temp.path().join("rootfs"));
+    sample(&dir);
+    std::fs::create_dir_all(rootfs.join("etc")).unwrap();
+    std::fs::create_dir_all(rootfs.join("addon")).unwrap();
+    std::fs::write(rootfs.join("etc/os-release"), "NAME=x\n").unwrap();
+    std::fs::write(rootfs.join("addon/manifest.yaml"), "below\n").unwrap();
+    let base = format!("oci:{}:base", temp.path().join("base").display());
+    let words = [
+        dir.to_str().unwrap(),
+        "--output",
+        &base,
+        "--rootfs",
+        rootfs.to_str().unwrap(),
+        "--env",
+        "A=1",
+        "--env",
+        "B=2",
+    ];
+    built(&words).await;
+    // A base with Docker's media types, in a layout of Docker's making.
+    let docker = temp.path().join("docker");
+    tool("skopeo", &["copy", "-q", "--format", "v2s2", &base, &format!("dir:{}", docker.display())]);
+    let again = format!("oci:{}:again", temp.path().join("again").display());
+    tool("skopeo", &["copy", "-q", &format!("dir:{}", docker.display()), &again]);
+
+    let output = format!("oci:{}:v2", temp.path().join("out").display());
+    built(&[dir.to_str().unwrap(), "--output", &output, "--base", &again, "--env", "A=3"]).await;
+    let bundle = temp.path().join("bundle");
+    unpack(output.strip_prefix("oci:").unwrap(), &bundle);
+    assert_eq!(std::fs::read_to_string(bundle.join("rootfs/etc/os-release")).unwrap(), "NAME=x\n");
+    assert_eq!(std::fs::read_to_string(bundle.join("rootfs/addon/manifest.yaml")).unwrap(), MANIFEST);
+    let config: serde_json::Value =
+        serde_json::from_str(&tool("skopeo", &["inspect", "--config", &output])).unwrap();
+    assert_eq!(config["config"]["Env"], json!(["A=3", "B=2"]));
+    assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 3);
+    assert_eq!(config["history"].as_array().unwrap().len(), 3);
+    let raw: serde_json::Value =
+        serde_json::from_str(&tool("skopeo", &["inspect", "--raw", &output])).unwrap();
+    let below = tool("skopeo", &["inspect", "--format", "{{.Digest}}", &again]);
+    assert_eq!(raw["annotations"]["org.opencontainers.image.base.digest"], below.trim());
+    let wrong = [dir.to_str().unwrap(), "--output", &output, "--base", &again, "--platform", "linux/s390x"];
+    assert!(format!("{:#}", run(args(&wrong)).await.unwrap_err()).contains("s390x"));
+}
+
+#[tokio::test]
+async fn refuses_before_it_writes() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("sample");
+    sample(&dir);
+    std::fs::write(dir.join("manifest.yaml"), "name: x\nversion: 1\nentrypoints: []\n").unwrap();
+    let out = temp.path().join("out");
+    let output = format!("oci:{}", out.display());
+    assert_eq!(built(&[dir.to_str().unwrap(), "--output", &output]).await, ExitCode::FAILURE);
+    assert!(!out.exists());
+    std::fs::write(dir.join("manifest.yaml"), MANIFEST).unwrap();
+    let inside = format!("oci:{}", dir.join("new/out").display());
+    for words in [
+        vec!["--output", &inside],
+        vec!["--output", "ghcr.io/a/b"],
+        vec!["--output", "oci:x:a", "--tag", "b"],
+        vec!["--output", &output, "--env", "A"],
+        vec!["--output", &output, "--workdir", "rel"],
+    ] {
+        assert!(
+            run(args(&[&[dir.to_str().unwrap()], words.as_slice()].concat())).await.is_err(),
+            "{words:?}"
+        );
+    }
+    std::fs::write(dir.join(".wh.x"), "").unwrap();
+    assert!(run(args(&[dir.to_str().unwrap(), "--output", &output])).await.is_err());
+}

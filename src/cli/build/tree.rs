@@ -1,0 +1,127 @@
+//! The entries of a folder in the order of a layer: sorted by name, folders before what is in them.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+/// Most entries of one layer: what an index holds without trouble, and more than a distribution has.
+const MAX_ENTRIES: usize = 4_000_000;
+
+/// Deepest nesting; the walk is recursive.
+const MAX_DEPTH: usize = 256;
+
+/// One entry.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Below the folder.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, 07777.
+    pub mode: u32,
+}
+
+/// What an entry is.
+#[derive(Debug)]
+pub(super) enum Kind {
+    Dir,
+    File {
+        size: u64,
+    },
+    /// Another name of a file that came before: its path below the folder.
+    Hardlink(PathBuf),
+    Symlink(PathBuf),
+    Char {
+        major: u32,
+        minor: u32,
+    },
+    Block {
+        major: u32,
+        minor: u32,
+    },
+    Fifo,
+}
+
+/// Everything in `root`, without `root` itself. Symbolic links are kept, not followed; sockets are left out.
+pub(super) fn walk(root: &Path) -> anyhow::Result<Vec<Entry>> {
+    let mut walk = Walk { root, entries: Vec::new(), seen: HashMap::new() };
+    walk.folder(Path::new(""), 0)?;
+    Ok(walk.entries)
+}
+
+struct Walk<'r> {
+    root: &'r Path,
+    entries: Vec<Entry>,
+    /// The first name of a file that has several.
+    seen: HashMap<(u64, u64), PathBuf>,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, below: &Path, depth: usize) -> anyhow::Result<()> {
+        let full = self.root.join(below);
+        anyhow::ensure!(depth < MAX_DEPTH, "{} is nested more than {MAX_DEPTH} deep", full.display());
+        let mut names: Vec<OsString> = Vec::new();
+        for entry in fs::read_dir(&full).with_context(|| format!("cannot read {}", full.display()))? {
+            names.push(entry?.file_name());
+        }
+        names.sort();
+        for name in names {
+            let path = below.join(&name);
+            let full = self.root.join(&path);
+            anyhow::ensure!(
+                !name.as_bytes().starts_with(b".wh."),
+                "{} would delete files of lower layers: a name in a layer must not begin with .wh.",
+                full.display()
+            );
+            let metadata =
+                fs::symlink_metadata(&full).with_context(|| format!("cannot look at {}", full.display()))?;
+            let Some(kind) = self.kind(&path, &full, &metadata)? else { continue };
+            let is_dir = matches!(kind, Kind::Dir);
+            anyhow::ensure!(self.entries.len() < MAX_ENTRIES, "more than {MAX_ENTRIES} files");
+            self.entries.push(Entry { path: path.clone(), kind, mode: metadata.mode() & 0o7777 });
+            if is_dir {
+                self.folder(&path, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn kind(&mut self, path: &Path, full: &Path, metadata: &Metadata) -> anyhow::Result<Option<Kind>> {
+        let file_type = metadata.file_type();
+        if !file_type.is_dir() && metadata.nlink() > 1 {
+            let first = self.seen.entry((metadata.dev(), metadata.ino())).or_insert_with(|| path.to_owned());
+            if first != path {
+                return Ok(Some(Kind::Hardlink(first.clone())));
+            }
+        }
+        let device = metadata.rdev();
+        let (major, minor) =
+            (device_number(nix::sys::stat::major(device)), device_number(nix::sys::stat::minor(device)));
+        Ok(Some(if file_type.is_dir() {
+            Kind::Dir
+        } else if file_type.is_file() {
+            Kind::File { size: metadata.len() }
+        } else if file_type.is_symlink() {
+            Kind::Symlink(fs::read_link(full).with_context(|| format!("cannot read {}", full.display()))?)
+        } else if file_type.is_char_device() {
+            Kind::Char { major, minor }
+        } else if file_type.is_block_device() {
+            Kind::Block { major, minor }
+        } else if file_type.is_fifo() {
+            Kind::Fifo
+        } else {
+            eprintln!("addonfs: {} is a socket and left out", full.display());
+            return Ok(None);
+        }))
+    }
+}
+
+/// The kernel's numbers have 12 and 20 bits.
+fn device_number(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,60 @@
+//! How commands that end soon reach registries: credentials of the docker config file, helpers run as children.
+//! (The daemon runs helpers through its spawner instead.)
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use crate::fetch::credentials::{Credentials, HelperRunner};
+use crate::fetch::layout::Layout;
+use crate::fetch::push::resolve_tag;
+use crate::fetch::registry::RegistryOptions;
+use crate::fetch::source::{self, BlobSource};
+use crate::policy::digest::Digest;
+use crate::policy::reference::{ImageRef, Location};
+
+/// Options for registries that a command line names.
+pub(crate) fn options(insecure: bool) -> RegistryOptions {
+    let credentials = Credentials::from_docker_config(None, |name| std::env::var_os(name), helper_runner());
+    RegistryOptions { insecure, credentials, ..RegistryOptions::default() }
+}
+
+/// Opens where `image` is, and finds its digest: the one it is pinned to, what its tag names, or the only image of
+/// a layout.
+pub(crate) async fn open_image(
+    image: &ImageRef,
+    options: &RegistryOptions,
+) -> anyhow::Result<(Arc<dyn BlobSource>, Digest)> {
+    let source = source::open(&image.location, options).with_context(|| format!("cannot open {image}"))?;
+    let digest = match (&image.digest, &image.tag, &image.location) {
+        (Some(digest), _, _) => *digest,
+        (None, Some(tag), _) => resolve_tag(source.as_ref(), tag).await?,
+        (None, None, Location::Layout { path }) => Layout::open(path)?.only_image()?,
+        (None, None, Location::Registry { .. }) => resolve_tag(source.as_ref(), "latest").await?,
+    };
+    Ok((source, digest))
+}
+
+/// `docker-credential-NAME get`, the server on its standard input (docker's credential helper protocol).
+fn helper_runner() -> HelperRunner {
+    Arc::new(|program: &str, server: &str| {
+        let failed = |error: std::io::Error| format!("cannot run {program}: {error}");
+        let mut child = Command::new(program)
+            .arg("get")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(failed)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A helper that does not read is judged by its answer.
+            let _ = stdin.write_all(server.as_bytes());
+        }
+        let output = child.wait_with_output().map_err(failed)?;
+        let answer =
+            String::from_utf8(output.stdout).map_err(|_| format!("{program} did not answer in text"))?;
+        if output.status.success() { Ok(answer) } else { Err(format!("{program}: {}", answer.trim())) }
+    })
+}

@@ -1,0 +1,402 @@
+//! The process that owns one run: `addonfs __shim RUN_DIR control=N [secrets=N] [network=N]`.
+//!
+//! In: `launch.json`, the secrets by a descriptor. Out: the files named in `launch`. It is started by the spawner and
+//! is nobody's child, so daemons come and go while it works. It mounts in a namespace of its own, has the runtime
+//! start the container and exit, becomes the reaper of the job's process, copies output, enforces the timeout, obeys
+//! `control`, and in the end takes everything down, writes `exit.json` and is gone. It is single-threaded.
+//!
+//! The runtime is asked for one thing only, `run --detach`: its records lie in the run's own tmpfs and vanish with
+//! it, and the control group is removed by us, so no `delete` (another start of the runtime) is needed.
+
+mod copy_out;
+mod job;
+mod output;
+mod room;
+mod supervise;
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use zeroize::Zeroizing;
+
+use self::output::Output;
+use self::room::Room;
+pub(super) use self::supervise::now_ms;
+use self::supervise::{Ended, Supervisor};
+use super::cgroup::{self, Cgroups, Usage};
+use super::launch::{self, ShimFile, ShimLaunch};
+use super::mask::Masker;
+use super::network::{self, UserNetwork};
+use super::user::{self, JobUser};
+use super::{bundle, userns};
+use crate::jobs::executor::{Cause, LaunchSpec, NetworkSpec, Outcome, ShimId};
+use crate::jobs::spawner;
+
+/// The first argument of the re-executed program.
+pub const ENTRY: &str = "__shim";
+
+/// The shim process.
+pub fn main(args: &[OsString]) -> ExitCode {
+    let _ = nix::unistd::setsid();
+    let _ = rustix::thread::set_name(c"addonfs-shim");
+    // Mount points that the runtime makes in the root are for the job's user too; what must be private says so.
+    umask(Mode::from_bits_truncate(0o022));
+    let Some((run_dir, fds)) = args.split_first() else { return ExitCode::FAILURE };
+    let run_dir = PathBuf::from(run_dir);
+    let outcome = match Inherited::take(fds) {
+        Ok(inherited) => run(&run_dir, inherited),
+        Err(words) => refused(words),
+    };
+    if let Some(words) = &outcome.message {
+        eprintln!("addonfs shim: {words}");
+    }
+    // Last of all: whoever sees this file finds everything cleaned.
+    for pipe in [launch::CONTROL, launch::STDIN] {
+        let _ = fs::remove_file(run_dir.join(pipe));
+    }
+    match launch::write_json(&run_dir.join(launch::EXIT), &outcome) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("addonfs shim: cannot write {}: {e}", launch::EXIT);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn refused(words: String) -> Outcome {
+    Outcome {
+        cause: Cause::Refused,
+        exit_code: None,
+        signal: None,
+        message: Some(words),
+        started_ms: None,
+        ended_ms: now_ms(),
+        cpu_usec: None,
+        memory_peak: None,
+        oom_killed: false,
+        log_dropped: 0,
+    }
+}
+
+/// What came with us by descriptor.
+#[derive(Debug)]
+struct Inherited {
+    control: File,
+    secrets: Vec<(String, Zeroizing<String>)>,
+    network: Option<OwnedFd>,
+}
+
+impl Inherited {
+    /// Opens each descriptor anew by its number and marks the old ones to be closed at the next exec: so no number
+    /// has to be trusted, and neither runtime nor job inherits them.
+    fn take(args: &[OsString]) -> Result<Self, String> {
+        let (mut control, mut secrets, mut network) = (None, Vec::new(), None);
+        for arg in args {
+            let Some((name, number)) = arg.to_str().and_then(|a| a.split_once('=')) else { continue };
+            let path =
+                format!("/proc/self/fd/{}", number.parse::<u32>().map_err(|e| format!("{name}: {e}"))?);
+            let open = |options: &OpenOptions| options.open(&path).map_err(|e| format!("{name}: {e}"));
+            match name {
+                // Open for both: the pipe never ends while we are here.
+                "control" => {
+                    let flags = libc::O_NONBLOCK;
+                    control = Some(open(OpenOptions::new().read(true).write(true).custom_flags(flags))?);
+                }
+                "secrets" => secrets = read_secrets(open(OpenOptions::new().read(true))?)?,
+                "network" => network = Some(open(OpenOptions::new().read(true))?.into()),
+                _ => {}
+            }
+        }
+        spawner::close_all_at_exec();
+        let control = control.ok_or("no control pipe")?;
+        Ok(Self { control, secrets, network })
+    }
+}
+
+fn read_secrets(mut file: File) -> Result<Vec<(String, Zeroizing<String>)>, String> {
+    let mut text = Zeroizing::new(Vec::new());
+    file.read_to_end(&mut text).map_err(|e| format!("secrets: {e}"))?;
+    let secrets: Vec<(String, String)> =
+        serde_json::from_slice(&text).map_err(|e| format!("secrets: {e}"))?;
+    Ok(secrets.into_iter().map(|(name, value)| (name, Zeroizing::new(value))).collect())
+}
+
+fn run(run_dir: &Path, inherited: Inherited) -> Outcome {
+    let launch = match ShimLaunch::read(run_dir) {
+        Ok(launch) => launch,
+        Err(words) => return refused(words),
+    };
+    let cgroups = Cgroups::detect();
+    carry_out(run_dir, &launch, inherited, &cgroups).unwrap_or_else(refused)
+}
+
+/// Everything between launch and outcome. An error is a refusal: the job never ran.
+fn carry_out(
+    run_dir: &Path,
+    launch: &ShimLaunch,
+    inherited: Inherited,
+    cgroups: &Cgroups,
+) -> Result<Outcome, String> {
+    let spec = &launch.spec;
+    let us = spawner::identity_of(std::process::id().cast_signed()).map_err(|e| format!("/proc: {e}"))?;
+    let mut file = ShimFile::new(ShimId { pid: us.pid, start_ticks: us.start_ticks }, &spec.run_id);
+    let (limits, limits_unavailable) = cgroups.limits(spec);
+    let group = cgroups.usable().then(|| cgroup::path_of(&spec.run_id));
+    (file.cgroup, file.limits_unavailable) = (group.clone(), limits_unavailable);
+    write_shim_file(run_dir, &file)?;
+    let mut left_over = LeftOver { cgroups, group: group.as_deref() };
+
+    let rootless = userns::enter_if_needed()?;
+    let mut room = Room::enter(run_dir, cgroups.hybrid_mount().filter(|_| !rootless))?;
+    let image = Room::open_image(spec)?;
+    let user = if rootless { JobUser::root() } else { user::resolve(image.as_fd(), &spec.user)? };
+    room.mount_root(spec, &image, rootless)?;
+    room.furnish(spec, &user, &inherited.secrets)?;
+    drop(image);
+
+    let namespace = match &inherited.network {
+        Some(fd) if spec.network != NetworkSpec::Host => Some(room.hold_network(fd)?),
+        _ => None,
+    };
+    let connection = connect(launch, namespace.as_deref(), &room)?;
+    if let Some(connection) = &connection {
+        let helper = spawner::identity_of(connection.pid()).map_err(|e| format!("network tool: {e}"))?;
+        file.helpers.push(ShimId { pid: helper.pid, start_ticks: helper.start_ticks });
+        write_shim_file(run_dir, &file)?;
+    }
+    let resolv_conf = match spec.network {
+        NetworkSpec::None => None,
+        NetworkSpec::Host => Some(network::resolv_conf(None)),
+        NetworkSpec::User => Some(network::resolv_conf(launch.network_tool.as_ref())),
+    };
+    let facts = bundle::HostFacts {
+        rootfs: room.path("rootfs"),
+        folder: room.path("folder"),
+        out: room.path("out"),
+        secrets: room.has_secrets.then(|| room.path("secrets")),
+        resolv_conf: resolv_conf.map(|text| room.write("resolv.conf", text.as_bytes())).transpose()?,
+        network_namespace: namespace,
+        cgroups_path: group.clone(),
+        limits,
+        unified_cgroups: cgroups.is_unified(),
+        rootless,
+    };
+    let config = bundle::config(spec, &user, &facts).map_err(|e| format!("config.json: {e}"))?;
+    let config = serde_json::to_vec(&config).map_err(|e| format!("config.json: {e}"))?;
+    room.write("bundle/config.json", &config)?;
+
+    let outcome = execute(run_dir, launch, inherited, &room, &user, &left_over);
+    drop(connection);
+    if outcome.as_ref().is_ok_and(|o| o.started_ms.is_some()) {
+        bring_out(run_dir, &room, spec.out_bytes);
+    }
+    left_over.remove();
+    outcome
+}
+
+fn write_shim_file(run_dir: &Path, file: &ShimFile) -> Result<(), String> {
+    launch::write_json(&run_dir.join(launch::SHIM), file).map_err(|e| format!("{}: {e}", launch::SHIM))
+}
+
+fn connect(
+    launch: &ShimLaunch,
+    namespace: Option<&Path>,
+    room: &Room,
+) -> Result<Option<UserNetwork>, String> {
+    if launch.spec.network != NetworkSpec::User {
+        return Ok(None);
+    }
+    let tool = launch.network_tool.as_ref().ok_or("no pasta and no slirp4netns for the job's network")?;
+    let namespace = namespace.ok_or("no network namespace could be made for the job")?;
+    UserNetwork::start(tool, namespace, &room.dir).map(Some)
+}
+
+/// The run's control group; removed also when we leave by an error.
+struct LeftOver<'a> {
+    cgroups: &'a Cgroups,
+    group: Option<&'a str>,
+}
+
+impl LeftOver<'_> {
+    fn remove(&mut self) {
+        if let Some(group) = self.group.take()
+            && let Err(e) = self.cgroups.remove(group)
+        {
+            eprintln!("addonfs shim: cannot remove the control group {group}: {e}");
+        }
+    }
+}
+
+impl Drop for LeftOver<'_> {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Starts the container and stays until the job has ended.
+fn execute(
+    run_dir: &Path,
+    launch: &ShimLaunch,
+    inherited: Inherited,
+    room: &Room,
+    user: &JobUser,
+    left_over: &LeftOver<'_>,
+) -> Result<Outcome, String> {
+    let spec = &launch.spec;
+    let io = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
+    let masker = || Masker::new(inherited.secrets.iter().map(|(_, value)| value.as_str()));
+    let stream = |name: &str| {
+        let made = Output::new(&run_dir.join(name), spec.log_bytes, masker());
+        let (output, theirs) = made.map_err(|e| io(name, &e))?;
+        // So that a job that is not root can open /dev/stdout again.
+        let _ = std::os::unix::fs::fchown(&theirs, Some(user.uid), Some(user.gid));
+        Ok::<_, String>((output, theirs))
+    };
+    let (stdout, job_stdout) = stream(launch::STDOUT)?;
+    let (stderr, job_stderr) = stream(launch::STDERR)?;
+    let (stdin, job_stdin) = if spec.stdin { open_stdin(run_dir)? } else { (None, Stdio::null()) };
+
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| io("subreaper", &e))?;
+    let signals = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    let signals: SigSet = signals.into_iter().collect();
+    signals.thread_block().map_err(|e| io("signals", &e))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&signals, flags).map_err(|e| io("signals", &e))?;
+
+    let (pid_file, log) = (room.path("pid"), room.path("runtime.log"));
+    let mut command = Command::new(&launch.runtime);
+    command.arg("--root").arg(room.path("state")).arg("--log").arg(&log).args(["--log-format", "json"]);
+    if left_over.group.is_none() && is_crun(&launch.runtime) {
+        command.arg("--cgroup-manager=disabled");
+    }
+    command.args(["run", "--detach", "--bundle"]).arg(room.path("bundle"));
+    command.arg("--pid-file").arg(&pid_file).arg(&spec.run_id);
+    command.stdin(job_stdin).stdout(job_stdout).stderr(job_stderr).current_dir("/");
+    let runtime = command.spawn().map_err(|e| format!("cannot start {}: {e}", launch.runtime.display()))?;
+    drop(command); // our copies of the job's streams: their end must be its end
+
+    let mut supervisor = Supervisor {
+        spec,
+        cgroups: left_over.cgroups,
+        group: left_over.group,
+        signals,
+        control: inherited.control,
+        stdin,
+        stdout,
+        stderr,
+        runtime: runtime.id().cast_signed(),
+        pid_file,
+    };
+    let ended = supervisor.run();
+    let usage = left_over.group.map(|group| left_over.cgroups.usage(group)).unwrap_or_default();
+    let why = ended.refused.then(|| why_refused(spec, room, &log));
+    if let Some((_, Some(words))) = &why {
+        supervisor.stderr.say(&format!("addonfs: {words}\n"));
+    }
+    let dropped = supervisor.stdout.dropped() + supervisor.stderr.dropped();
+    Ok(outcome(spec, ended, usage, why, dropped))
+}
+
+fn is_crun(runtime: &Path) -> bool {
+    runtime.file_name().is_some_and(|name| name.to_string_lossy().contains("crun"))
+}
+
+/// Our writing end and the job's reading end of the run's `stdin`.
+fn open_stdin(run_dir: &Path) -> Result<(Option<File>, Stdio), String> {
+    let path = run_dir.join(launch::STDIN);
+    let open = |options: &OpenOptions| options.open(&path).map_err(|e| format!("{}: {e}", path.display()));
+    // Both ways first, so that neither of the other two has to wait for its counterpart.
+    let both = open(OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK))?;
+    let reading = open(OpenOptions::new().read(true))?;
+    let writing = open(OpenOptions::new().write(true))?;
+    drop(both);
+    Ok((Some(writing), Stdio::from(reading)))
+}
+
+/// The exit code a shell would give and words, for a container that did not start.
+type Why = (Option<i32>, Option<String>);
+
+fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
+    let words = runtime_words(log);
+    let program = spec.argv.first().map(String::as_str).unwrap_or_default();
+    let lower = words.to_lowercase();
+    if lower.contains("not found") || lower.contains("no such file") {
+        let known = room.path("rootfs").join(program.trim_start_matches('/'));
+        if !program.starts_with('/') || fs::symlink_metadata(known).is_err() {
+            return (Some(127), Some(format!("{program}: not found in the image")));
+        }
+        return (
+            Some(127),
+            Some(format!("{program}: cannot be executed, its interpreter is missing in the image")),
+        );
+    }
+    if lower.contains("permission denied") || lower.contains("exec format error") {
+        return (Some(126), Some(format!("{program}: cannot be executed: {words}")));
+    }
+    (None, Some(words))
+}
+
+/// The last error in the runtime's log.
+fn runtime_words(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let message = lines.filter_map(|v| v.get("msg")?.as_str().map(str::to_owned)).last();
+    message.unwrap_or_else(|| "the runtime ended without a word".to_owned())
+}
+
+fn outcome(spec: &LaunchSpec, ended: Ended, usage: Usage, why: Option<Why>, log_dropped: u64) -> Outcome {
+    let (mut exit_code, signal) = ended.status.unwrap_or_default();
+    let (mut cause, mut message) = (ended.cause, ended.message);
+    if let Some((code, words)) = why {
+        message = message.or(words);
+        if cause == Cause::Refused && code.is_some() {
+            // As in a shell: a program that cannot be executed is an exit code, not a failure of the executor.
+            (cause, exit_code) = (Cause::Exited, code);
+        }
+    }
+    if usage.oom_killed && signal == Some(libc::SIGKILL) && cause == Cause::Exited {
+        let limit = spec.memory_bytes.map(|b| format!(" of {b} bytes")).unwrap_or_default();
+        message =
+            message.or_else(|| Some(format!("killed by the kernel: the memory limit{limit} was reached")));
+    }
+    Outcome {
+        cause,
+        exit_code,
+        signal,
+        message,
+        started_ms: ended.started_ms,
+        ended_ms: ended.ended_ms,
+        cpu_usec: usage.cpu_usec,
+        memory_peak: usage.memory_peak,
+        oom_killed: usage.oom_killed,
+        log_dropped,
+    }
+}
+
+fn bring_out(run_dir: &Path, room: &Room, limit: u64) {
+    let to = run_dir.join(launch::OUT);
+    let made = match fs::create_dir(&to) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    };
+    match made.and_then(|()| copy_out::copy(&room.path("out"), &to, limit)) {
+        Ok(copied) if copied.skipped > 0 => {
+            eprintln!(
+                "addonfs shim: {} entries of RUN_DIR were not kept (links, special files, limits)",
+                copied.skipped
+            );
+        }
+        Ok(_) => {}
+        Err(e) => eprintln!("addonfs shim: cannot keep RUN_DIR: {e}"),
+    }
+}

@@ -1,0 +1,6 @@
+//! The executor with real runtimes, on a plain root file system.
+
+mod ends;
+mod host;
+mod inside;
+mod kept;
