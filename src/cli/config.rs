@@ -109,11 +109,17 @@ impl Default for Jobs {
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read(path)
-            .with_context(|| format!("cannot read the configuration {} (name one with --config)", path.display()))?;
+        let text = std::fs::read(path).with_context(|| {
+            format!("cannot read the configuration {} (name one with --config)", path.display())
+        })?;
         let flowd = path.file_name().is_some_and(|name| name == "flwd.yaml");
         let base = std::path::absolute(path)?.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
-        Self::parse(&path.display().to_string(), &text, &base, if flowd { Dialect::Flowd } else { Dialect::Addonfs })
+        Self::parse(
+            &path.display().to_string(),
+            &text,
+            &base,
+            if flowd { Dialect::Flowd } else { Dialect::Addonfs },
+        )
     }
 
     fn parse(file: &str, text: &[u8], base: &Path, dialect: Dialect) -> anyhow::Result<Self> {
@@ -166,7 +172,9 @@ fn section<T: Default>(
 fn read(fields: &mut Fields<'_>, report: &mut Report) -> Read {
     let mut read = Read::default();
     set(fields, "deadline", report, &mut read.deadline, |text| duration::parse(text).map_err(words));
-    set(fields, "stall_timeout", report, &mut read.stall_timeout, |text| duration::parse(text).map_err(words));
+    set(fields, "stall_timeout", report, &mut read.stall_timeout, |text| {
+        duration::parse(text).map_err(words)
+    });
     read
 }
 
@@ -193,14 +201,22 @@ fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
         set(&mut limits, "tmp", report, &mut jobs.limits.tmp_bytes, bytes);
         set(&mut limits, "out", report, &mut jobs.limits.out_bytes, bytes);
         set(&mut limits, "log", report, &mut jobs.limits.log_bytes, bytes);
-        set(&mut limits, "grace", report, &mut jobs.limits.grace, |text| duration::parse(text).map_err(words));
+        set(&mut limits, "grace", report, &mut jobs.limits.grace, |text| {
+            duration::parse(text).map_err(words)
+        });
         limits.finish(report);
     }
     if let Some(mut retention) = fields.take("retention").and_then(|f| f.fields(report)) {
         let kept = &mut jobs.retention;
-        set(&mut retention, "max_age", report, &mut kept.max_age, |text| duration::parse(text).map_err(words));
-        set(&mut retention, "max_finished", report, &mut kept.max_finished, |text| text.parse().map_err(words));
-        set(&mut retention, "unstarted", report, &mut kept.unstarted, |text| duration::parse(text).map_err(words));
+        set(&mut retention, "max_age", report, &mut kept.max_age, |text| {
+            duration::parse(text).map_err(words)
+        });
+        set(&mut retention, "max_finished", report, &mut kept.max_finished, |text| {
+            text.parse().map_err(words)
+        });
+        set(&mut retention, "unstarted", report, &mut kept.unstarted, |text| {
+            duration::parse(text).map_err(words)
+        });
         retention.finish(report);
     }
     jobs

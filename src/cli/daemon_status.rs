@@ -69,7 +69,8 @@ pub(crate) fn read(mount: &Path) -> anyhow::Result<(Status, serde_json::Value)> 
             "the daemon behind {} is gone: `addonfs umount {0}` clears it, `addonfs mount` starts a new one",
             mount.display()
         ),
-        _ => anyhow::Error::new(error).context(format!("cannot read {}: is addonfs mounted there?", path.display())),
+        _ => anyhow::Error::new(error)
+            .context(format!("cannot read {}: is addonfs mounted there?", path.display())),
     })?;
     let raw: serde_json::Value =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is not JSON", path.display()))?;
@@ -93,6 +94,8 @@ pub(crate) fn command(ctl: &Path, line: &str) -> anyhow::Result<String> {
         (Ok(_), Ok(_)) => Ok(reply),
         (Err(_), Ok(_)) if !reply.trim().is_empty() => anyhow::bail!("{}", reply.trim()),
         (Err(error), _) => Err(error).with_context(|| format!("{} refused {line:?}", ctl.display())),
-        (Ok(_), Err(error)) => Err(error).with_context(|| format!("cannot read the reply of {}", ctl.display())),
+        (Ok(_), Err(error)) => {
+            Err(error).with_context(|| format!("cannot read the reply of {}", ctl.display()))
+        }
     }
 }

@@ -4,10 +4,6 @@ use std::process::ExitCode;
 
 /// Something was refused or failed.
 pub(crate) const FAILURE: u8 = 1;
-/// The words on the command line were wrong (clap uses the same number).
-pub(crate) const USAGE: u8 = 2;
-/// addonfs refused to run the job; what `run` and `wait` answer too.
-pub(crate) const REFUSED: u8 = 125;
 
 /// Prints the error with its causes, unless it is a broken pipe, which is no news to anybody.
 pub(crate) fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {

@@ -16,7 +16,8 @@ pub(crate) enum Target {
 
 /// Starts logging for this process. A second call changes nothing.
 pub(crate) fn start(target: Target) {
-    let filter = EnvFilter::try_from_env("ADDONFS_LOG").unwrap_or_else(|_| EnvFilter::new("addonfs=info,warn"));
+    let filter =
+        EnvFilter::try_from_env("ADDONFS_LOG").unwrap_or_else(|_| EnvFilter::new("addonfs=info,warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let ansi = target == Target::Terminal && std::io::stderr().is_terminal();
     let _ = if std::env::var("ADDONFS_LOG_FORMAT").is_ok_and(|v| v == "json") {

@@ -33,7 +33,9 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = words.collect();
     let texts: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match texts.first().map(String::as_str) {
-        Some(crate::jobs::spawner::ENTRY) => return crate::jobs::spawner::main(words.get(2..).unwrap_or_default()),
+        Some(crate::jobs::spawner::ENTRY) => {
+            return crate::jobs::spawner::main(words.get(2..).unwrap_or_default());
+        }
         Some(crate::jobs::oci::shim::ENTRY) => {
             return crate::jobs::oci::shim::main(words.get(2..).unwrap_or_default());
         }

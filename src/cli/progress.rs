@@ -53,7 +53,9 @@ impl Bars {
 
 fn bar(name: &str, total: u64) -> ProgressBar {
     let bar = ProgressBar::new(total).with_message(name.to_owned());
-    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+    {
         bar.set_style(style);
     }
     bar

@@ -30,7 +30,8 @@ impl Documents {
     /// Opens the folder, making it if need be.
     pub fn open(cache: &Path) -> Result<Self, FetchError> {
         let dir = cache.join("documents");
-        std::fs::create_dir_all(&dir).map_err(|e| FetchError::storage("cannot make the documents folder", &e))?;
+        std::fs::create_dir_all(&dir)
+            .map_err(|e| FetchError::storage("cannot make the documents folder", &e))?;
         Ok(Self { dir })
     }
 
@@ -58,7 +59,11 @@ impl Documents {
     }
 
     /// Keeps signature materials.
-    pub fn put_signatures(&self, manifest: &Digest, materials: &[SignatureMaterial]) -> Result<(), FetchError> {
+    pub fn put_signatures(
+        &self,
+        manifest: &Digest,
+        materials: &[SignatureMaterial],
+    ) -> Result<(), FetchError> {
         let json = serde_json::to_vec(materials)
             .map_err(|e| FetchError::storage("cannot encode signatures", &std::io::Error::other(e)))?;
         self.write(&format!("{}.sig", manifest.hex()), &json)

@@ -71,7 +71,9 @@ impl From<Denied> for Trouble {
 impl From<TreeError> for Trouble {
     fn from(error: TreeError) -> Self {
         match &error {
-            TreeError::Disk { source, .. } => Self::Failed(FetchError::storage("cannot keep the tree", source)),
+            TreeError::Disk { source, .. } => {
+                Self::Failed(FetchError::storage("cannot keep the tree", source))
+            }
             _ => Self::Refused(Denied::new(Code::Oci, format!("the layers do not make a tree: {error}"))),
         }
     }
@@ -298,7 +300,10 @@ async fn read_manifest(layer: &Layer, place: &Place) -> Result<VerifiedBytes, Tr
     if place.size > MAX_ADDON_MANIFEST {
         return Err(Denied::new(
             Code::AddonManifest,
-            format!("/{}/manifest.yaml has {} bytes: at most {MAX_ADDON_MANIFEST} are read", place.folder, place.size),
+            format!(
+                "/{}/manifest.yaml has {} bytes: at most {MAX_ADDON_MANIFEST} are read",
+                place.folder, place.size
+            ),
         )
         .into());
     }

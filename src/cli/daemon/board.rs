@@ -188,7 +188,9 @@ impl Board {
         };
         if let Some(event) = event {
             match event.kind {
-                "source.refused" | "source.failed" => tracing::warn!(?event.source, data = ?event.data, "{}", event.kind),
+                "source.refused" | "source.failed" => {
+                    tracing::warn!(?event.source, data = ?event.data, "{}", event.kind)
+                }
                 _ => tracing::info!(?event.source, "{}", event.kind),
             }
             self.events.tell(event);
@@ -291,7 +293,8 @@ impl Board {
         let mut lost = Vec::new();
         {
             let mut entries = self.lock();
-            let wanting: Vec<usize> = (0..entries.len()).filter(|i| entries[*i].candidate.is_some()).collect();
+            let wanting: Vec<usize> =
+                (0..entries.len()).filter(|i| entries[*i].candidate.is_some()).collect();
             let verdicts = {
                 let claims: Vec<Claim<'_>> = wanting
                     .iter()

@@ -7,7 +7,9 @@ use time::format_description::well_known::Rfc3339;
 
 /// Milliseconds since 1970; a clock before 1970 counts as 1970.
 pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Now, in RFC 3339 with milliseconds, UTC.

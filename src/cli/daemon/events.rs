@@ -122,7 +122,8 @@ fn repair(path: &Path) -> std::io::Result<u64> {
     file.seek(SeekFrom::Start(from))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
-    let start = if from == 0 { 0 } else { text.iter().position(|b| *b == b'\n').map_or(text.len(), |i| i + 1) };
+    let start =
+        if from == 0 { 0 } else { text.iter().position(|b| *b == b'\n').map_or(text.len(), |i| i + 1) };
     let end = text.iter().rposition(|b| *b == b'\n').map_or(start, |i| i + 1).max(start);
     let kept = text.get(start..end).unwrap_or_default();
     if kept.len() as u64 != size {

@@ -81,10 +81,14 @@ impl DaemonFacts {
     }
 
     fn reading(&self) -> Value {
-        let Some(backings) = self.reading.get() else { return json!({"passthrough": null, "how": "not served yet"}) };
+        let Some(backings) = self.reading.get() else {
+            return json!({"passthrough": null, "how": "not served yet"});
+        };
         use crate::fs::kernel::backing::Passthrough;
         match backings.passthrough() {
-            Passthrough::On => json!({"passthrough": true, "how": "complete files through the kernel (passthrough)"}),
+            Passthrough::On => {
+                json!({"passthrough": true, "how": "complete files through the kernel (passthrough)"})
+            }
             Passthrough::Off(reason) => {
                 json!({"passthrough": false, "how": format!("by the daemon (passthrough is off: {reason})")})
             }
@@ -115,7 +119,8 @@ impl DaemonFacts {
         };
         let live = self.jobs.live_runs();
         if stop == Stop::IfIdle && !live.is_empty() {
-            let names: Vec<String> = live.iter().map(|run| format!("{}/runs/{}", run.job_id(), run.name())).collect();
+            let names: Vec<String> =
+                live.iter().map(|run| format!("{}/runs/{}", run.job_id(), run.name())).collect();
             return Err(FsError::Busy(format!(
                 "{} still live: {}; wait for them (stop wait), or cancel them (stop cancel)",
                 if names.len() == 1 { "a run is" } else { "runs are" },

@@ -64,8 +64,9 @@ impl Descriptors {
 
     /// Takes what the holder handed over. Must be called once, before any thread is started.
     pub(crate) fn take() -> anyhow::Result<Self> {
-        let value = std::env::var(VARIABLE)
-            .context("this command is started by `addonfs mount`, not by hand (no descriptors were handed over)")?;
+        let value = std::env::var(VARIABLE).context(
+            "this command is started by `addonfs mount`, not by hand (no descriptors were handed over)",
+        )?;
         let numbers: Vec<RawFd> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
         let &[control, images, control_init, images_init, lock, ready, mounted] = numbers.as_slice() else {
             anyhow::bail!("{VARIABLE} names {} descriptors instead of 7", numbers.len());

@@ -22,7 +22,12 @@ pub(crate) fn render(board: &Board, jobs: &Jobs, store: &Store) -> String {
     gauge(&mut registry, "runs_running", "Runs whose container runs", counts.running);
     gauge(&mut registry, "runs_queued", "Runs that wait for a slot or an image", counts.queued);
     gauge(&mut registry, "store_bytes", "Bytes of content on disk", store.used_bytes());
-    gauge(&mut registry, "store_quota_bytes", "Most bytes of content kept on disk", store.options().quota_bytes);
+    gauge(
+        &mut registry,
+        "store_quota_bytes",
+        "Most bytes of content kept on disk",
+        store.options().quota_bytes,
+    );
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = encode(&mut text, &registry);

@@ -65,7 +65,8 @@ pub(crate) fn main(options: &str) -> ExitCode {
 }
 
 fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
-    let options: HoldOptions = serde_json::from_str(options).context("the holder's options are not readable")?;
+    let options: HoldOptions =
+        serde_json::from_str(options).context("the holder's options are not readable")?;
     // First of all: what the spawner starts must be bound by nothing that this process opens or gives up later.
     let spawner = Spawner::start().context("cannot start the spawner process")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
@@ -198,7 +199,8 @@ impl Opened {
         let connection = ControlConnection::new(Arc::clone(&self.control), Handle::current());
         let device = descriptors.control.try_clone()?;
         let init = init(&device, &mut descriptors.control_init)?;
-        let (serving, init) = Serving::start(connection, device, Some(init)).context("cannot serve the control tree")?;
+        let (serving, init) =
+            Serving::start(connection, device, Some(init)).context("cannot serve the control tree")?;
         let _ = self.facts.survives.set(init.survives());
         self.control.on_forget_name(forget_name(serving.notifier()));
         Ok(serving)
@@ -219,7 +221,8 @@ impl Opened {
         let connection =
             ImageFs::new(Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits);
         let init = init(&device, &mut descriptors.images_init)?;
-        let (serving, _) = Serving::start(connection, device, Some(init)).context("cannot serve the image trees")?;
+        let (serving, _) =
+            Serving::start(connection, device, Some(init)).context("cannot serve the image trees")?;
         if let Ok(probe) = tempfile::tempfile_in(&self.facts.options.dirs.cache) {
             backings.probe(serving.device().as_fd(), &probe);
         }

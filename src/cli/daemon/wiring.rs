@@ -14,13 +14,16 @@ use crate::fetch::store::{Store, StoreOptions};
 use crate::fs::control::ControlOptions;
 use crate::jobs::executor::Executor;
 use crate::jobs::oci::{OciExecutor, OciOptions};
-use crate::jobs::{EnsureImage, JobsOptions};
 use crate::jobs::spawner::{Helper, Spawner};
+use crate::jobs::{EnsureImage, JobsOptions};
 
 /// The store below the cache directory.
 pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Arc<Store>> {
-    let store =
-        StoreOptions { quota_bytes: config.cache.quota, verify: config.cache.verify, ..StoreOptions::default() };
+    let store = StoreOptions {
+        quota_bytes: config.cache.quota,
+        verify: config.cache.verify,
+        ..StoreOptions::default()
+    };
     Ok(Store::open(&options.dirs.cache.join("store"), store)?)
 }
 
@@ -55,7 +58,11 @@ pub(crate) fn registry_options(config: &Config, spawner: &Spawner) -> RegistryOp
         if output.code == Some(0) { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     });
     RegistryOptions {
-        credentials: Credentials::from_docker_config(config.docker_config.clone(), |name| std::env::var_os(name), helper),
+        credentials: Credentials::from_docker_config(
+            config.docker_config.clone(),
+            |name| std::env::var_os(name),
+            helper,
+        ),
         stall_timeout: config.read.stall_timeout,
         ..RegistryOptions::default()
     }
@@ -124,9 +131,14 @@ pub(crate) async fn unmount(spawner: &Spawner, path: &std::path::Path) -> anyhow
     if nix::unistd::geteuid().is_root() {
         return spawner.unmount(path, true).await.map_err(anyhow::Error::msg);
     }
-    let mut helper = Helper::new("fusermount3", ["-u".as_ref(), "-z".as_ref(), "--".as_ref(), path.as_os_str()]);
+    let mut helper =
+        Helper::new("fusermount3", ["-u".as_ref(), "-z".as_ref(), "--".as_ref(), path.as_os_str()]);
     helper.deadline = Duration::from_secs(10);
     let output = spawner.helper(helper).await.map_err(anyhow::Error::msg)?;
-    anyhow::ensure!(output.code == Some(0), "fusermount3: {}", String::from_utf8_lossy(&output.stderr).trim());
+    anyhow::ensure!(
+        output.code == Some(0),
+        "fusermount3: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }
