@@ -1,4 +1,5 @@
 //! The control tree by its plain methods: numbers, names, frozen content, commands and refusals, without a kernel.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/control.rs"]
 mod control;
@@ -262,6 +263,18 @@ fn a_change_names_what_the_kernel_must_forget_and_never_the_way_to_the_images() 
     assert_eq!(names(&stage.tree, "tools"), ["other"]);
     assert_eq!(names(&stage.tree, "tools/other"), ["addon.json", "manifest.yaml"]);
     assert!(matches!(stage.tree.getattr(postgres), Err(FsError::Gone)));
+}
+
+#[test]
+fn a_file_that_was_read_between_the_facts_and_the_snapshot_is_not_kept() {
+    let stage = Stage::new();
+    let manifest = "tools/postgres/manifest.yaml";
+    let mut next = (*shown("pg", "tools/postgres", None)).clone();
+    next.manifest = Arc::from(*b"next\n");
+    stage.script.change(|state| state.shown = vec![Arc::new(next)]);
+    assert_eq!(cat(&stage.tree, manifest), control::MANIFEST);
+    stage.tree.changed();
+    assert_eq!(cat(&stage.tree, manifest), "next\n");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Runs through the kernel: claimed by mkdir, driven by ctl, watched by poll, removed by rm.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/control.rs"]
 mod control;
@@ -74,7 +75,7 @@ fn args_json_takes_any_way_of_writing() {
         r#"cd tools/postgres/backup; mkdir runs/r; cd runs/r
         printf '{"data' > args.json; printf 'base":' >> args.json; printf '"x"}' >> args.json; jq -r .database args.json
         echo '{"database":"long enough to be cut"}' > args.json; echo '{"database":"y"}' > args.json; jq -r .database args.json
-        echo '{"database":"z"}' > /tmp/args.$$; cp -p /tmp/args.$$ args.json; rm /tmp/args.$$; jq -r .database args.json
+        echo '{"database":"z"}' > /tmp/args.$$; cp --preserve=mode,timestamps /tmp/args.$$ args.json; rm /tmp/args.$$; jq -r .database args.json
         echo '{"database":"t"}' | tee args.json > /dev/null; chmod 600 args.json; touch args.json; jq -r .database args.json
         truncate -s 0 args.json; stat -c %s args.json
         echo '{"database":1}' > args.json; echo start > ctl 2> /dev/null || cat last_error"#,

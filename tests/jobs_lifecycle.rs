@@ -1,4 +1,5 @@
 //! Runs from mkdir to record, over restarts of the daemon, with an executor that plays by script.
+#![allow(clippy::unwrap_used)] // the helpers of a test are tests too
 
 mod common;
 
@@ -179,7 +180,7 @@ fn from_mkdir_to_record() {
     daemon.wait(&run, RunState::Running);
     assert!(run.generation() > before);
     assert_eq!(json(run.args_json()), serde_json::json!({"then": "hang", "database": "app"}));
-    let plan = json(&run.plan_json());
+    let plan = json(run.plan_json());
     assert_eq!(plan["executor_preview"]["resources"]["cpu_millis"], 1000);
     assert_eq!(plan["policy_findings"][0]["code"], "resources.clamped");
     let spec = world.launched.lock().unwrap()[0].clone();

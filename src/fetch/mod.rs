@@ -4,14 +4,20 @@
 //! manifests and blobs, or decoded content of files inside layers) and nothing else; raw bytes never leave.
 //! Knows policy's types; must not know of jobs, of FUSE, of errno, nor of the command line.
 
+pub mod addon_manifest;
 pub mod credentials;
 mod document;
+pub mod documents;
 pub mod error;
+pub mod image;
 pub mod index;
+pub(crate) mod ingest;
+pub mod layer;
 pub mod layout;
 pub mod push;
 pub mod registry;
 pub mod signatures;
 pub mod sink;
 pub mod source;
+pub mod store;
 pub mod verified;

@@ -19,6 +19,12 @@ impl VerifiedBytes {
         }
     }
 
+    /// Bytes put together from parts that were proven one by one: file content cut from spans and packed files
+    /// that matched their digests, or read from a file that did.
+    pub(in crate::fetch) fn proven(content: Bytes) -> Self {
+        Self(content)
+    }
+
     /// A part of proven bytes is proven.
     pub fn slice(&self, range: std::ops::Range<usize>) -> Self {
         Self(self.0.slice(range))

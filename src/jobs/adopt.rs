@@ -130,7 +130,10 @@ pub(super) fn unpark(shared: &Arc<Shared>) {
     let mut back = Vec::new();
     {
         let jobs = shared.jobs();
-        shared.parked().retain(|run| {
+        let mut parked = shared.parked();
+        // A run that was canceled meanwhile needs nothing more.
+        parked.retain(|run| run.state() == RunState::Queued);
+        parked.retain(|run| {
             let installed = jobs.contains_key(run.job_id());
             if installed {
                 back.push(Arc::clone(run));

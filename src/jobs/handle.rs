@@ -25,7 +25,7 @@ use super::{AddonJobs, adopt, retention};
 use crate::policy::event::{Event, EventSink};
 
 /// Longest name of a run.
-const MAX_RUN_NAME: usize = 128;
+const MAX_RUN_NAME: usize = 63;
 
 /// All jobs and runs of one daemon. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -412,13 +412,13 @@ fn readable_environment() -> Vec<(String, String)> {
 
 /// A name that is one plain word in a shell, in a URL and in a log.
 fn check_name(name: &str) -> Result<(), JobError> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.:@+=-".contains(&b);
-    let starts = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-    if starts && name.len() <= MAX_RUN_NAME && name.bytes().all(plain) {
+    let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let starts = name.bytes().next().is_some_and(alphanumeric);
+    if starts && name.len() <= MAX_RUN_NAME && name.bytes().all(|b| alphanumeric(b) || b"._-".contains(&b)) {
         Ok(())
     } else {
         Err(JobError::Invalid(format!(
-            "a run's name is 1 to {MAX_RUN_NAME} of the characters A-Z a-z 0-9 _ . : @ + = - and begins with a letter or digit"
+            "a run's name is 1 to {MAX_RUN_NAME} of the characters a-z 0-9 . _ - and begins with a letter or digit"
         )))
     }
 }

@@ -188,4 +188,15 @@ mod tests {
         let verdicts = settle(&three);
         assert!(verdicts[1].is_some() && verdicts[2].is_none());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_clean_path_is_clean(text in "[./a-c~ ]{0,30}") {
+            if let Ok(path) = clean(&text) {
+                let good = |name: &str| !matches!(name, "" | "." | "..");
+                proptest::prop_assert!(path.is_empty() || path.split('/').all(good));
+                proptest::prop_assert!(path.is_empty() || clean(&path).unwrap() == path);
+            }
+        }
+    }
 }

@@ -394,4 +394,18 @@ mod tests {
         assert_eq!(layout.location.registry_name(), "oci-layout");
         assert_eq!(layout.location.last_element(), "sample.oci");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_parses_prints_the_same(text in "(oci:)?[a-zA-Z0-9./:@_\\[\\]-]{0,40}(@sha256:[0-9a-f]{63,65})?") {
+            if let Ok(parsed) = text.parse::<ImageRef>() {
+                proptest::prop_assert_eq!(parsed.to_string().parse::<ImageRef>().unwrap(), parsed);
+            }
+        }
+
+        #[test]
+        fn no_text_is_too_much(text in ".{0,200}") {
+            let _ = text.parse::<ImageRef>();
+        }
+    }
 }

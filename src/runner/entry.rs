@@ -78,16 +78,22 @@ impl Start {
         self.argv.len().saturating_sub(1)
     }
 
+    /// Length of a word, up to its NUL: true only before it is overwritten.
+    pub(crate) fn word_len(&self, index: usize) -> usize {
+        // SAFETY: argument strings are NUL-terminated and live as long as the process.
+        self.argv.get(index + 1).map_or(0, |word| unsafe { text_at(*word).len() })
+    }
+
     /// The memory of a word, writable: other processes see it as `/proc/PID/cmdline`.
     ///
     /// # Safety
     ///
-    /// No two slices of the same word may live at once.
-    pub(crate) unsafe fn word(&self, index: usize) -> &'static mut [u8] {
+    /// `len` must not exceed the first [`Start::word_len`] of this word, and no two slices of it may live at once.
+    pub(crate) unsafe fn word(&self, index: usize, len: usize) -> &'static mut [u8] {
         match self.argv.get(index + 1) {
             // SAFETY: argument strings lie in writable stack memory for the life of the process; the caller keeps
-            // them from aliasing.
-            Some(word) => unsafe { slice::from_raw_parts_mut(*word, text_at(*word).len()) },
+            // to the length and from aliasing.
+            Some(word) => unsafe { slice::from_raw_parts_mut(*word, len) },
             None => &mut [],
         }
     }

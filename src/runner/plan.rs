@@ -25,7 +25,7 @@ pub(crate) fn plan(place: &Place, words: Words<'_>) -> i32 {
                 Ok(file) => given(file, &mut line),
                 Err(errno) => return complain(&[b"cannot open ", path, b": ", errno.words()]),
             },
-            None => push(b"plan ", &mut line, 0).and_then(|at| push(json, &mut line, at)),
+            None => push(b"plan ", &mut line, 0).and_then(|at| push_line(json, &mut line, at)),
         },
         None => match words.to_json(options.first) {
             Ok((json, len)) => {
@@ -44,7 +44,18 @@ pub(crate) fn plan(place: &Place, words: Words<'_>) -> i32 {
     }
 }
 
-/// `plan ` and what the descriptor holds, newlines as spaces because the line ends at the first one.
+fn push_line(json: &[u8], line: &mut [u8], at: usize) -> Option<usize> {
+    let end = push(json, line, at)?;
+    unbroken(line.get_mut(at..end)?);
+    Some(end)
+}
+
+/// A command ends at its first newline. In JSON one can only be white space between values.
+fn unbroken(json: &mut [u8]) {
+    json.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+}
+
+/// `plan ` and what the descriptor holds.
 fn given(from: i32, line: &mut [u8]) -> Option<usize> {
     let mut at = push(b"plan ", line, 0)?;
     loop {
@@ -53,7 +64,7 @@ fn given(from: i32, line: &mut [u8]) -> Option<usize> {
             Ok(0) if room.is_empty() => return None,
             Ok(0) => return Some(at),
             Ok(len) => {
-                room.get_mut(..len)?.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+                unbroken(room.get_mut(..len)?);
                 at += len;
             }
             Err(_) => return None,

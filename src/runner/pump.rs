@@ -39,16 +39,13 @@ impl Pump {
 /// Writes everything; false if nobody reads any more.
 fn pass(to: i32, mut bytes: &[u8], signals: Option<&mut Signals>) -> bool {
     let Some(signals) = signals else { return sys::write_all(to, bytes) };
-    while !bytes.is_empty() {
+    while !bytes.is_empty() && !signals.impatient() {
         let mut fds = [PollFd::new(to, POLLOUT), PollFd::new(signals.fd(), POLLIN)];
         sys::poll(&mut fds, None);
         if fds[1].revents != 0 {
             signals.obey();
         }
-        if signals.impatient() {
-            return true;
-        }
-        if fds[0].revents == 0 {
+        if fds[0].revents == 0 || signals.impatient() {
             continue;
         }
         match sys::write(to, bytes.get(..PIECE.min(bytes.len())).unwrap_or_default()) {

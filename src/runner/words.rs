@@ -41,13 +41,12 @@ impl<'s> Words<'s> {
     /// Copies the words and overwrites the originals.
     pub(crate) fn take(start: &'s Start) -> Result<Self, Errno> {
         let count = start.word_count();
-        // SAFETY: each slice is dropped before the next one of the same word is made, here and below.
-        let word = |index| unsafe { start.word(index) };
-        let total = (0..count).map(|index| word(index).len() + 1).sum();
+        let total = (0..count).map(|index| start.word_len(index) + 1).sum();
         let mut copy = Buffer::private(total)?;
         let mut at = 0;
         for index in 0..count {
-            let word = word(index);
+            // SAFETY: the length before the word is overwritten; the only slice of it at this time.
+            let word = unsafe { start.word(index, start.word_len(index)) };
             // The mapping is zeroed: the byte after each word is the NUL that ends it.
             at = json::push(word, &mut copy, at).unwrap_or(at) + 1;
             hide(word);
@@ -143,8 +142,8 @@ impl<'s> Words<'s> {
                 hidden_from
             };
             warn |= hidden_from.is_some();
-            // SAFETY: the only slice of this word at this time.
-            let shown = unsafe { self.start.word(index) };
+            // SAFETY: the copy has the length the word had; the only slice of it at this time.
+            let shown = unsafe { self.start.word(index, word.len()) };
             let keep = hidden_from.unwrap_or(word.len()).min(shown.len());
             if hidden_from.is_none() || keep > 0 {
                 let (open, rest) = shown.split_at_mut(keep);

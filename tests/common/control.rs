@@ -1,6 +1,6 @@
 //! A control tree with scripted facts, and jobs whose executor runs their commands as plain processes.
 //! Not every test uses every helper.
-#![allow(dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,5 +1,5 @@
 //! A control tree on a real mount, unmounted when dropped, also by a failing test.
-#![allow(dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub, missing_debug_implementations)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -39,10 +39,18 @@ pub(crate) struct NewSpan {
     pub window: Vec<u8>,
 }
 
-/// An index being made.
+/// The entries and files of an index being made.
 #[derive(Debug)]
 pub(crate) struct IndexBuilder {
+    /// In the order of the sections; those of spans stay empty.
     spools: [Spool; SECTIONS],
+}
+
+/// The spans of an index being made: apart from the entries, because whoever decodes adds them.
+#[derive(Debug)]
+pub(crate) struct SpanBuilder {
+    spans: Spool,
+    windows: Spool,
 }
 
 #[derive(Debug)]
@@ -110,26 +118,15 @@ impl IndexBuilder {
         self.append(Section::Entries, &record)
     }
 
-    /// Adds the next span.
-    pub(crate) fn span(&mut self, span: &NewSpan) -> Result<(), FetchError> {
-        let window_offset = self.spools[Section::Windows as usize].len;
-        let window_len = u32::try_from(span.window.len()).map_err(|_| too_large())?;
-        self.append(Section::Windows, &span.window)?;
-        let (kind, bits) = match span.kind {
-            SpanKind::Stored => (0, 0),
-            SpanKind::GzipMember => (1, 0),
-            SpanKind::Deflate { bits } => (2, bits),
-        };
-        let numbers = [span.in_start, span.in_end, span.out_start, span.out_len, window_offset];
-        let mut record = numbers.map(u64::to_le_bytes).concat();
-        record.extend(window_len.to_le_bytes());
-        record.extend([kind, bits, 0, 0]);
-        record.extend(span.digest.as_bytes());
-        self.append(Section::Spans, &record)
-    }
-
     /// Writes the whole index to `out`.
-    pub(crate) fn finish(mut self, summary: &Summary, out: &mut impl Write) -> Result<(), FetchError> {
+    pub(crate) fn finish(
+        mut self,
+        spans: SpanBuilder,
+        summary: &Summary,
+        out: &mut impl Write,
+    ) -> Result<(), FetchError> {
+        self.spools[Section::Spans as usize] = spans.spans;
+        self.spools[Section::Windows as usize] = spans.windows;
         let mut header = Vec::with_capacity(HEADER);
         header.extend(MAGIC);
         header.extend(VERSION.to_le_bytes());
@@ -170,14 +167,46 @@ impl IndexBuilder {
     }
 
     fn append(&mut self, section: Section, record: &[u8]) -> Result<(), FetchError> {
-        let spool = &mut self.spools[section as usize];
-        spool.data.write_all(record).map_err(stored)?;
-        spool.len += record.len() as u64;
-        Ok(())
+        self.spools[section as usize].append(record)
+    }
+}
+
+impl SpanBuilder {
+    /// No spans; spools as in [`IndexBuilder::new`].
+    pub(crate) fn new(directory: &Path) -> Self {
+        Self { spans: Spool::new(directory), windows: Spool::new(directory) }
+    }
+
+    /// Adds the next span.
+    pub(crate) fn span(&mut self, span: &NewSpan) -> Result<(), FetchError> {
+        let window_offset = self.windows.len;
+        let window_len = u32::try_from(span.window.len()).map_err(|_| too_large())?;
+        self.windows.append(&span.window)?;
+        let (kind, bits) = match span.kind {
+            SpanKind::Stored => (0, 0),
+            SpanKind::GzipMember => (1, 0),
+            SpanKind::Deflate { bits } => (2, bits),
+        };
+        let numbers = [span.in_start, span.in_end, span.out_start, span.out_len, window_offset];
+        let mut record = numbers.map(u64::to_le_bytes).concat();
+        record.extend(window_len.to_le_bytes());
+        record.extend([kind, bits, 0, 0]);
+        record.extend(span.digest.as_bytes());
+        self.spans.append(&record)
     }
 }
 
 impl Spool {
+    fn new(directory: &Path) -> Self {
+        Self { data: BufWriter::new(tempfile::spooled_tempfile_in(SPOOL, directory)), len: 0 }
+    }
+
+    fn append(&mut self, record: &[u8]) -> Result<(), FetchError> {
+        self.data.write_all(record).map_err(stored)?;
+        self.len += record.len() as u64;
+        Ok(())
+    }
+
     fn copy(&mut self, write: &mut impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         self.data.flush()?;
         let data = self.data.get_mut();
@@ -205,7 +234,8 @@ fn too_large() -> FetchError {
 
 /// The index of a plain tar archive in memory, as one span: for tools and tests that need entries, not content.
 pub fn index_tar(tar: &[u8]) -> Result<LayerIndex, FetchError> {
-    let mut builder = IndexBuilder::new(&std::env::temp_dir());
+    let directory = std::env::temp_dir();
+    let (mut builder, mut spans) = (IndexBuilder::new(&directory), SpanBuilder::new(&directory));
     let mut walker = Walker::new(tar);
     while let Some(member) = walker.next()? {
         let mut number = 0;
@@ -221,7 +251,7 @@ pub fn index_tar(tar: &[u8]) -> Result<LayerIndex, FetchError> {
     }
     let (layer, size) = (Digest::of(tar), tar.len() as u64);
     if size > 0 {
-        builder.span(&NewSpan {
+        spans.span(&NewSpan {
             kind: SpanKind::Stored,
             in_start: 0,
             in_end: size,
@@ -233,7 +263,7 @@ pub fn index_tar(tar: &[u8]) -> Result<LayerIndex, FetchError> {
     }
     let summary = Summary { layer, blob_size: size, decoded_size: size, pack_size: 0, format: Format::Tar };
     let mut bytes = Vec::new();
-    builder.finish(&summary, &mut bytes)?;
+    builder.finish(spans, &summary, &mut bytes)?;
     LayerIndex::from_bytes(bytes)
 }
 
@@ -265,7 +295,7 @@ impl ContentHasher {
     }
 
     fn zeros_up_to(&mut self, offset: u64) {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         while self.at < offset {
             let n = usize::try_from(offset - self.at).unwrap_or(usize::MAX).min(ZEROS.len());
             self.hasher.update(&ZEROS[..n]);

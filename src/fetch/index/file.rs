@@ -217,10 +217,6 @@ impl LayerIndex {
         self.file(file).map(|record| (record.digest, record.size))
     }
 
-    pub(crate) fn pack_size(&self) -> u64 {
-        self.pack_size
-    }
-
     pub(crate) fn file(&self, file: u32) -> Option<FileRecord> {
         let record = self.record(Section::Files, file as usize)?;
         let pack_offset = u64_at(record, 40);

@@ -4,21 +4,24 @@
 //! decoded tar; the decoded tar is cut into *spans*, each of which can be decoded on its own from a range of the
 //! blob and is proven by the digest of its decoded bytes. Formats differ only in how spans are decoded.
 //!
-//! In: the decoded bytes of a layer and the places where decoding may start ([`gzip`]). Out: [`LayerIndex`], an
+//! In: the decoded bytes of a layer and the places where decoding may start (`decode`). Out: [`LayerIndex`], an
 //! immutable memory-mapped file ([`file`]), made by [`build`].
 //!
 //! | file | what |
 //! |---|---|
-//! | [`tar`], `header`, `pax`, `sparse`, `path` | the tar walker, one foreign encoding a file |
-//! | `inflate`, [`gzip`] | deflate with checkpoints, spans decoded at random |
+//! | `tar`, `header`, `pax`, `sparse`, `path` | the tar walker, one foreign encoding a file |
+//! | `inflate`, `gzip`, `decode` | deflate with checkpoints, spans decoded at random |
 //! | [`entry`], [`file`], [`build`] | the flat file: what it holds, reading, writing |
 //!
 //! Must not know of the store, of the network, nor of how layers are merged: whiteouts are names like any other.
 
 pub mod build;
+pub(crate) mod decode;
 pub mod entry;
 pub mod file;
+mod gzip;
 mod header;
+mod inflate;
 mod path;
 mod pax;
 mod sparse;

@@ -9,19 +9,20 @@
 //! | `inode` | inode numbers, functions of what a node is |
 //! | `tree` | sources, jobs and `.addonfs` as one immutable snapshot; what to invalidate when it changes |
 //! | `find` | from an inode number to the node, with no memory of lookups |
-//! | `lookup` | lookup, getattr, readlink, readdir |
+//! | `lookup`, `stat` | lookup, readlink, readdir; modes, owners, sizes, times |
 //! | `read` | open, read, poll, release |
 //! | `write` | write, setattr, the commands of every `ctl` |
 //! | `remove` | mkdir, rmdir, unlink |
 //! | `render`, `content` | what rendered files show, and for how long they show the same |
 //! | `run_files`, `out` | the files of a run directory, and the real folder behind `out/` |
-//! | `handles`, `reply`, `command` | open files, the reply of a `ctl`, what one write may hold |
+//! | `handles`, `waiters`, `reply`, `command` | open files, who polls them, the reply of a `ctl`, what a write may hold |
 //!
 //! docs/semantics.md says the same to users, and a test compares its tables with the code.
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
@@ -44,7 +45,9 @@ mod render;
 mod reply;
 mod run_files;
 mod runs;
+mod stat;
 mod tree;
+mod waiters;
 mod write;
 
 pub use attr::{Attr, DirEntry, Kind, TTL_NONE, TTL_STATIC};
@@ -107,8 +110,13 @@ pub struct ControlTree {
     contents: content::Contents,
     handles: handles::Handles,
     out_paths: out::OutPaths,
+    waiters: waiters::Waiters,
     refusal: refusal::LastRefusal,
     started: SystemTime,
+    /// Rises with every snapshot: files of a source are rendered from the source that the snapshot holds.
+    snapshots: AtomicU64,
+    /// Metrics move without any fact changing: each look at them is a new one.
+    looks: AtomicU64,
     forget_name: OnceLock<ForgetName>,
 }
 
@@ -126,8 +134,11 @@ impl ControlTree {
             contents: content::Contents::default(),
             handles: handles::Handles::new(),
             out_paths: out::OutPaths::default(),
+            waiters: waiters::Waiters::default(),
             refusal: refusal::LastRefusal::default(),
             started: SystemTime::now(),
+            snapshots: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
             forget_name: OnceLock::new(),
         }
     }
@@ -138,8 +149,8 @@ impl ControlTree {
     }
 
     /// An operation holds this until its reply is written.
-    pub fn enter(&self) -> impl Drop + use<'_> {
-        InFlight { _gate: self.gate.read().unwrap_or_else(PoisonError::into_inner) }
+    pub fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shows what the facts say now, and returns when the kernel has forgotten what they said before.
@@ -153,6 +164,7 @@ impl ControlTree {
             let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *tree, Arc::clone(&new))
         };
+        self.snapshots.fetch_add(1, Ordering::Relaxed);
         // An operation that looked at the old snapshot may not have replied yet; its answer, valid for years, must
         // not reach the kernel after the names were forgotten.
         drop(self.gate.write().unwrap_or_else(PoisonError::into_inner));
@@ -175,14 +187,6 @@ impl fmt::Debug for ControlTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ControlTree").field("options", &self.options).finish_non_exhaustive()
     }
-}
-
-struct InFlight<'a> {
-    _gate: RwLockReadGuard<'a, ()>,
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {}
 }
 
 fn build(facts: &dyn Facts, runs: &runs::Runs, options: &ControlOptions) -> tree::StaticTree {

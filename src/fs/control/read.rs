@@ -11,10 +11,10 @@ use tokio::sync::watch::Receiver;
 use super::find::Found;
 use super::handles::Handle;
 use super::inode;
-use super::lookup::run_log;
 use super::out::OutFolder;
 use super::reply::slice;
 use super::run_files::Slot;
+use super::stat::run_log;
 use super::tree::Node;
 use super::{ControlTree, lock};
 use crate::fs::error::FsError;
@@ -136,6 +136,7 @@ impl ControlTree {
     /// Closes a handle.
     pub fn release(&self, ino: u64, handle: u64) {
         self.handles.remove(handle);
+        self.waiters.end(handle);
         self.contents.finished(ino, handle);
     }
 
@@ -159,16 +160,15 @@ impl ControlTree {
             );
         }
         if let Some(wake) = wake {
-            self.options.runtime.spawn(wake_on_move(moves, state, wake));
+            self.waiters.start(&self.options.runtime, handle, moved(moves, state), wake);
         }
         Ok(0)
     }
 }
 
-async fn wake_on_move(mut moves: Receiver<RunState>, seen: RunState, wake: Wake) {
+async fn moved(mut moves: Receiver<RunState>, seen: RunState) {
     // an error means the run is gone, which is a move too
     let _ = moves.wait_for(|state| *state != seen).await;
-    wake();
 }
 
 fn is_ctl(found: &Found) -> bool {

@@ -1,7 +1,7 @@
 //! What each rendered file shows. Every one ends with a newline or is empty, except what callers wrote themselves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::content::{Source, View};
 use super::run_files::Slot;
@@ -9,9 +9,6 @@ use super::tree::Fact;
 use super::{ControlTree, inode};
 use crate::fs::facts::SourceFiles;
 use crate::jobs::Run;
-
-/// Metrics move without any fact changing: each look at them is a new one.
-static LOOKS: AtomicU64 = AtomicU64::new(0);
 
 impl ControlTree {
     pub(super) fn view_fact(&self, ino: u64, fact: &Fact) -> View {
@@ -37,19 +34,23 @@ impl ControlTree {
     }
 
     fn fact_source<'a>(&self, fact: &Fact, render: &'a dyn Fn() -> Arc<[u8]>) -> Source<'a> {
-        let jobs = self.runs.handle();
-        let stamp = match fact {
-            Fact::Metrics => LOOKS.fetch_add(1, Ordering::Relaxed),
-            Fact::LastError => self.facts.generation().wrapping_add(self.refusal.count()),
+        // a sum of counters that only rise moves whenever one of them does
+        let more = match fact {
+            Fact::Metrics => self.looks.fetch_add(1, Ordering::Relaxed),
+            Fact::LastError => self.refusal.count(),
             // jobs come and go with the facts and by themselves
-            Fact::JobsJson | Fact::JobsJsonl => self.facts.generation().wrapping_add(jobs.generation()),
-            _ => self.facts.generation(),
+            Fact::JobsJson | Fact::JobsJsonl => self.runs.handle().generation(),
+            _ => 0,
         };
+        let snapshots = self.snapshots.load(Ordering::Relaxed);
+        let stamp = self.facts.generation().wrapping_add(snapshots).wrapping_add(more);
         Source { stamp, born: self.started, render }
     }
 
     fn run_source<'a>(&self, run: &Run, render: &'a dyn Fn() -> Arc<[u8]>) -> Source<'a> {
-        Source { stamp: run.generation(), born: self.run_born(run), render }
+        // the state too: it moves a moment after the generation
+        let stamp = run.generation() ^ (run.state() as u64) << 56;
+        Source { stamp, born: self.run_born(run), render }
     }
 
     fn render_fact(&self, fact: &Fact) -> Arc<[u8]> {

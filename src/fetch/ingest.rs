@@ -1,0 +1,328 @@
+//! A layer fetched once: network, decoder and writer at work at the same time.
+//!
+//! ```text
+//! BlobSource::stream --(bounded)--> decode: hash the blob, inflate, checkpoints --(bounded)--> walk: spans'
+//! digests, tar headers, files' digests, content into the stage; index --> published if the blob's digest held
+//! ```
+//! Memory is what the two channels and the spools hold, whatever the layer. Nothing of the layer can be seen
+//! before its digest was checked, and nothing stays if it did not match.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use super::error::{Class, FetchError, Side};
+use super::index::build::{IndexBuilder, NewSpan, SpanBuilder, Summary};
+use super::index::decode::{Checkpoint, Event, Scanner};
+use super::index::file::Format;
+use super::index::tar::{Decoded, MemberKind, Walker};
+use super::source::BlobSource;
+use super::store::{Stage, Store};
+use crate::policy::digest::{Digest, Hasher};
+use crate::policy::image::Descriptor;
+
+/// Pieces of the blob on their way to the decoder. Sources send up to 256 KiB each.
+const BLOB_PIECES: usize = 16;
+
+/// Decoded pieces (256 KiB) on their way to the writer: enough to outlast one slow file creation.
+const DECODED_PIECES: usize = 16;
+
+/// Defaults of `max_decoded`, see [`StoreOptions`](super::store::StoreOptions).
+const DECODED_RATIO: u64 = 128;
+const DECODED_LEAST: u64 = 4 << 30;
+const DECODED_MOST: u64 = 1 << 40;
+
+/// How far fetching has come, in bytes of blobs. Shared by all layers of a source.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes received.
+    pub done: AtomicU64,
+    /// Bytes there are in all, as far as known. Set by who knows all layers.
+    pub total: AtomicU64,
+}
+
+impl Progress {
+    /// Nothing done of `total` bytes.
+    pub fn new(total: u64) -> Self {
+        Self { done: AtomicU64::new(0), total: AtomicU64::new(total) }
+    }
+}
+
+/// Fetches `blob` and publishes its index and content in the store.
+pub(super) async fn ingest(
+    store: &Arc<Store>,
+    source: &Arc<dyn BlobSource>,
+    blob: &Descriptor,
+    progress: Option<&Progress>,
+) -> Result<(), FetchError> {
+    let stage = Stage::new(store)?;
+    let limit = store
+        .options()
+        .max_decoded
+        .unwrap_or_else(|| blob.size.saturating_mul(DECODED_RATIO).clamp(DECODED_LEAST, DECODED_MOST));
+    let (to_decoder, from_network) = tokio::sync::mpsc::channel(BLOB_PIECES);
+    let (to_writer, from_decoder) = sync_channel(DECODED_PIECES);
+    let decoding = {
+        let blob = blob.clone();
+        tokio::task::spawn_blocking(move || decode(&blob, limit, from_network, &to_writer))
+    };
+    let writing = tokio::task::spawn_blocking(move || write(stage, limit, from_decoder));
+    let received = receive(source, blob, progress, to_decoder).await;
+    let (decoded, written) = (join(decoding.await), join(writing.await));
+    // In this order: a broken network explains a short blob, a wrong digest explains broken content, and what
+    // cannot be decoded cannot be walked.
+    received?;
+    let named = |error: FetchError| error.context(format!("layer {}", blob.digest));
+    let format = decoded?.content.map_err(named)?;
+    let written = written.map_err(named)?;
+    let format = format.ok_or_else(stopped)?;
+    let blob = blob.clone();
+    join(tokio::task::spawn_blocking(move || written.publish(&blob, format)).await)?;
+    // Not waited for: until it is done the catalog says so, and content is proven again after a power cut.
+    let store = Arc::downgrade(store);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = Store::sync(&store) {
+            tracing::warn!(%error, "cached content is not durable yet");
+        }
+    });
+    Ok(())
+}
+
+/// A panic of a stage is an error of ours, not an end of the daemon.
+fn join<T>(result: Result<Result<T, FetchError>, tokio::task::JoinError>) -> Result<T, FetchError> {
+    result.unwrap_or_else(|error| {
+        Err(FetchError::new(Class::Storage, Side::Local, format!("indexing a layer failed: {error}")))
+    })
+}
+
+async fn receive(
+    source: &Arc<dyn BlobSource>,
+    blob: &Descriptor,
+    progress: Option<&Progress>,
+    to_decoder: tokio::sync::mpsc::Sender<Bytes>,
+) -> Result<(), FetchError> {
+    let mut stream = source.stream(blob, 0).await?;
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        if let Some(progress) = progress {
+            progress.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+        if to_decoder.send(piece).await.is_err() {
+            // The decoder has given up; its own error says why.
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the decoder knows at the end: the blob was what its digest says, and whether it could be decoded.
+struct DecodedBlob {
+    /// No format: the writer stopped taking, and its own error says why.
+    content: Result<Option<Format>, FetchError>,
+}
+
+/// Hashes and decodes the blob. Goes on hashing when decoding fails, because a wrong digest is the better reason.
+fn decode(
+    blob: &Descriptor,
+    limit: u64,
+    mut input: tokio::sync::mpsc::Receiver<Bytes>,
+    output: &SyncSender<Step>,
+) -> Result<DecodedBlob, FetchError> {
+    let (mut hasher, mut size, mut scanner) = (Hasher::new(), 0, Some(Scanner::new()));
+    let mut failure = stopped();
+    let writer_gone = Cell::new(false);
+    let send = |step| {
+        output.send(step).map_err(|_| {
+            writer_gone.set(true);
+            stopped()
+        })
+    };
+    let sink = &mut |event| send(Step::Event(event));
+    while let Some(piece) = input.blocking_recv() {
+        hasher.update(&piece);
+        size += piece.len() as u64;
+        if size > blob.size {
+            return Err(wrong_size(blob, "more"));
+        }
+        let Some(decoding) = &mut scanner else { continue };
+        let mut pushed = decoding.push(&piece, sink);
+        if pushed.is_ok() && decoding.decoded() > limit {
+            pushed = Err(too_large(limit));
+        }
+        if let Err(error) = pushed {
+            (failure, scanner) = (error, None);
+        }
+    }
+    if size < blob.size {
+        return Err(wrong_size(blob, "less"));
+    }
+    let digest = hasher.finish();
+    if digest != blob.digest {
+        let what = format!("layer {}: the registry sent something else ({digest})", blob.digest);
+        return Err(FetchError::corrupt(Side::Remote, what));
+    }
+    let content = match scanner {
+        Some(scanner) => {
+            scanner.finish(sink).and_then(|(format, in_end)| send(Step::End { in_end }).map(|()| format))
+        }
+        None => Err(failure),
+    };
+    let content = if writer_gone.get() { Ok(None) } else { content.map(Some) };
+    Ok(DecodedBlob { content })
+}
+
+fn wrong_size(blob: &Descriptor, how: &str) -> FetchError {
+    let what = format!("layer {}: the registry sent {how} than {} bytes", blob.digest, blob.size);
+    FetchError::corrupt(Side::Remote, what)
+}
+
+fn too_large(limit: u64) -> FetchError {
+    let what =
+        format!("layer decodes to more than {limit} bytes: raise cache.max_decoded if it is to be used");
+    FetchError::new(Class::Protocol, Side::Remote, what)
+}
+
+/// The other stage has ended; its own error says why.
+fn stopped() -> FetchError {
+    FetchError::corrupt(Side::Remote, "content could not be indexed")
+}
+
+/// What the decoder tells the writer.
+enum Step {
+    Event(Event),
+    /// The blob was decoded to its end, and its last span ends there.
+    End {
+        in_end: u64,
+    },
+}
+
+/// The decoded tar as it arrives; digests and records the spans on the way.
+struct Arriving {
+    input: Receiver<Step>,
+    piece: Vec<u8>,
+    read: usize,
+    /// Position in the decoded tar, of what arrived.
+    at: u64,
+    /// The span that is arriving.
+    open: Option<(Checkpoint, u64)>,
+    hasher: Hasher,
+    spans: SpanBuilder,
+    ended: bool,
+}
+
+impl Decoded for Arriving {
+    fn fill(&mut self) -> Result<&[u8], FetchError> {
+        while self.read == self.piece.len() && !self.ended {
+            match self.input.recv().map_err(|_| stopped())? {
+                Step::Event(Event::Data(piece)) => {
+                    self.hasher.update(&piece);
+                    self.at += piece.len() as u64;
+                    (self.piece, self.read) = (piece, 0);
+                }
+                Step::Event(Event::Checkpoint(checkpoint)) => {
+                    self.close(checkpoint.in_end_before)?;
+                    self.open = Some((checkpoint, self.at));
+                }
+                Step::End { in_end } => {
+                    self.close(in_end)?;
+                    self.ended = true;
+                }
+            }
+        }
+        Ok(self.piece.get(self.read..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.read = (self.read + n).min(self.piece.len());
+    }
+}
+
+impl Arriving {
+    /// Records the span that ends here, unless nothing came out of it.
+    fn close(&mut self, in_end: u64) -> Result<(), FetchError> {
+        let Some((checkpoint, out_start)) = self.open.take() else { return Ok(()) };
+        let digest = std::mem::take(&mut self.hasher).finish();
+        if self.at == out_start {
+            return Ok(());
+        }
+        self.spans.span(&NewSpan {
+            kind: checkpoint.kind,
+            in_start: checkpoint.in_start,
+            in_end,
+            out_start,
+            out_len: self.at - out_start,
+            digest,
+            window: checkpoint.window,
+        })
+    }
+}
+
+/// Everything of a layer, staged.
+struct Written {
+    stage: Stage,
+    entries: IndexBuilder,
+    spans: SpanBuilder,
+    decoded_size: u64,
+}
+
+/// Walks the tar and stages what is in it.
+fn write(mut stage: Stage, limit: u64, input: Receiver<Step>) -> Result<Written, FetchError> {
+    let spans = SpanBuilder::new(stage.directory());
+    let mut entries = IndexBuilder::new(stage.directory());
+    let arriving = Arriving {
+        input,
+        piece: Vec::new(),
+        read: 0,
+        at: 0,
+        open: None,
+        hasher: Hasher::new(),
+        spans,
+        ended: false,
+    };
+    let (mut walker, mut logical) = (Walker::new(arriving), 0_u64);
+    while let Some(member) = walker.next()? {
+        let mut number = 0;
+        if let MemberKind::File { size, extents } = &member.kind {
+            // Holes cost nothing to send but have to be hashed and written.
+            logical = logical.saturating_add(*size);
+            if logical > limit {
+                return Err(too_large(limit));
+            }
+            let mut content = stage.begin(*size)?;
+            walker.data(|offset, bytes| stage.write(&mut content, offset, bytes))?;
+            let staged = stage.end(content)?;
+            number = entries.file(&staged.digest, *size, staged.pack_offset, extents)?;
+        }
+        entries.entry(&member, number)?;
+    }
+    walker.drain()?;
+    let arriving = walker.into_input();
+    Ok(Written { stage, entries, spans: arriving.spans, decoded_size: arriving.at })
+}
+
+impl Written {
+    /// Writes the index and moves all into place. The blob's digest was checked.
+    fn publish(self, blob: &Descriptor, format: Format) -> Result<(), FetchError> {
+        let path: PathBuf = self.stage.directory().join("index");
+        let fail = |error: std::io::Error| FetchError::storage("cannot write the layer index", &error);
+        let mut out = BufWriter::new(File::create(&path).map_err(fail)?);
+        let summary = Summary {
+            layer: blob.digest,
+            blob_size: blob.size,
+            decoded_size: self.decoded_size,
+            pack_size: self.stage.pack_size(),
+            format,
+        };
+        self.entries.finish(self.spans, &summary, &mut out)?;
+        out.flush().and_then(|()| out.get_ref().sync_all()).map_err(fail)?;
+        let layer: Digest = blob.digest;
+        self.stage.publish(&layer, &path)
+    }
+}

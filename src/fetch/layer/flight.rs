@@ -1,0 +1,209 @@
+//! Fetching spans: each once, adjacent ones together, going on without those who asked.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+
+use super::{Inner, Wanted};
+use crate::fetch::error::{Class, FetchError, Side};
+use crate::fetch::index::decode::decode_span;
+use crate::fetch::index::file::FileRecord;
+use crate::fetch::store::LARGE_FILE;
+use crate::fetch::verified::VerifiedBytes;
+use crate::policy::digest::Digest;
+
+/// Most bytes of the blob in one request: enough to make the round trip cheap, little enough to decode at once.
+const MAX_RANGE: u64 = 8 << 20;
+
+/// Larger spans are not decoded in memory; their layer is fetched whole again. They come from encoders that write
+/// one endless deflate block (zlib-ng at level 1).
+const MAX_SPAN: u64 = 64 << 20;
+
+/// Proven spans by number.
+pub(super) type Spans = HashMap<usize, Bytes>;
+
+type Flight = Shared<BoxFuture<'static, Result<Arc<Spans>, FetchError>>>;
+
+/// The spans that are being fetched now, by layer and number.
+#[derive(Debug, Default)]
+pub(crate) struct Flights(Mutex<HashMap<(Digest, usize), Flight>>);
+
+impl Inner {
+    /// Whether one of the spans is too large to be decoded alone.
+    pub(super) fn too_large(&self, spans: &[usize]) -> bool {
+        spans.iter().any(|&number| self.index.span(number).is_some_and(|span| span.out_len > MAX_SPAN))
+    }
+
+    /// The spans `missing`, proven. Those that nobody fetches yet are fetched for `file` by tasks of their own.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        missing: Vec<usize>,
+        file: &FileRecord,
+    ) -> Result<Spans, FetchError> {
+        let flights = self.board(&missing, file);
+        let mut spans = Spans::new();
+        for flight in flights {
+            let landed = flight.await?;
+            for number in &missing {
+                if let Some(bytes) = landed.get(number) {
+                    spans.insert(*number, bytes.clone());
+                }
+            }
+        }
+        Ok(spans)
+    }
+
+    /// The flights that bring `missing`: those under way, and new ones for the rest.
+    fn board(self: &Arc<Self>, missing: &[usize], file: &FileRecord) -> Vec<Flight> {
+        let mut known = self.store.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut flights, mut free): (Vec<Flight>, Vec<usize>) = (Vec::new(), Vec::new());
+        for &number in missing {
+            match known.get(&(self.blob.digest, number)) {
+                Some(flight) => flights.push(flight.clone()),
+                None => free.push(number),
+            }
+        }
+        for group in self.groups(&free) {
+            let (landing, landed) = tokio::sync::oneshot::channel();
+            let flight: Flight =
+                landed.map(|result| result.unwrap_or_else(|_| Err(interrupted()))).boxed().shared();
+            for number in group.clone() {
+                known.insert((self.blob.digest, number), flight.clone());
+            }
+            flights.push(flight);
+            let (inner, file) = (Arc::clone(self), *file);
+            tokio::spawn(async move {
+                let landing_strip = Landing { inner: Arc::clone(&inner), group: group.clone() };
+                let result = inner.bring(group).await.map(Arc::new);
+                drop(landing_strip);
+                // Nobody may be waiting any more.
+                drop(landing.send(result));
+                inner.assemble(&file).await;
+            });
+        }
+        flights
+    }
+
+    /// Runs of neighbouring spans whose bytes fit into one request.
+    fn groups(&self, spans: &[usize]) -> Vec<Range<usize>> {
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        for &number in spans {
+            match groups.last_mut() {
+                Some(group) if group.end == number && self.range(group.start..number + 1).1 <= MAX_RANGE => {
+                    group.end = number + 1;
+                }
+                Some(group) if group.contains(&number) => {}
+                _ => groups.push(number..number + 1),
+            }
+        }
+        groups
+    }
+
+    /// The bytes of the blob that neighbouring spans need: start and length.
+    fn range(&self, spans: Range<usize>) -> (u64, u64) {
+        let start = self.index.span(spans.start).map_or(0, |span| span.in_start);
+        let end = self.index.span(spans.end.saturating_sub(1)).map_or(start, |span| span.in_end);
+        (start, end.saturating_sub(start))
+    }
+
+    /// Fetches, decodes, proves and keeps a group. Wrong bytes are asked for once more: a proxy or a disk on the
+    /// way may have had a bad moment.
+    async fn bring(self: &Arc<Self>, group: Range<usize>) -> Result<Spans, FetchError> {
+        let (start, len) = self.range(group.clone());
+        let mut last = interrupted();
+        for _ in 0..2 {
+            let blob = self.source.range(&self.blob, start..start + len).await?;
+            if blob.len() as u64 != len {
+                let what = format!("layer {}: a range came with the wrong length", self.blob.digest);
+                return Err(FetchError::new(Class::Protocol, Side::Remote, what));
+            }
+            let (inner, group) = (Arc::clone(self), group.clone());
+            let decoding = tokio::task::spawn_blocking(move || inner.decode(group, start, &blob));
+            match decoding.await.unwrap_or_else(|_| Err(interrupted())) {
+                Err(error) if error.class == Class::Corrupt => {
+                    tracing::warn!(layer = %self.blob.digest, %error, "wrong bytes from the registry");
+                    last = error;
+                }
+                result => return result,
+            }
+        }
+        Err(last)
+    }
+
+    /// Decodes a group from its bytes of the blob, which begin at `start`.
+    fn decode(&self, group: Range<usize>, start: u64, blob: &Bytes) -> Result<Spans, FetchError> {
+        let mut spans = Spans::new();
+        for number in group {
+            let Some(span) = self.index.span(number) else { continue };
+            let (from, to) = ((span.in_start - start) as usize, (span.in_end - start) as usize);
+            let input = blob.get(from..to).unwrap_or_default();
+            let out_len = usize::try_from(span.out_len).unwrap_or(usize::MAX);
+            let context = || format!("layer {}, span {number}", self.blob.digest);
+            let decoded = decode_span(span.kind, input, self.index.window(&span), out_len)
+                .and_then(|bytes| VerifiedBytes::check(Bytes::from(bytes), &span.digest))
+                .map_err(|error| error.context(context()))?;
+            if let Err(error) = self.store.put_chunk(&span.digest, decoded.as_bytes()) {
+                tracing::warn!(%error, "fetched content is not kept");
+            }
+            spans.insert(number, decoded.as_bytes().clone());
+        }
+        Ok(spans)
+    }
+
+    /// Fetches the whole layer again, because it cannot be read in parts, and answers from the store.
+    pub(super) async fn restore(self: &Arc<Self>, wanted: &Wanted) -> Result<VerifiedBytes, FetchError> {
+        let (inner, wanted) = (Arc::clone(self), *wanted);
+        // A task of its own: it goes on when the caller goes away, and others find its result.
+        let task = tokio::spawn(async move {
+            let turn = inner.store.ingest_turn(&inner.blob.digest);
+            let _turn = turn.lock().await;
+            if let Some(bytes) = inner.local(&wanted) {
+                return Ok(bytes);
+            }
+            crate::fetch::ingest::ingest(&inner.store, &inner.source, &inner.blob, None).await?;
+            inner.local(&wanted).ok_or_else(|| {
+                let what = format!(
+                    "layer {} can only be kept whole and the cache quota is too small for it: raise cache.quota",
+                    inner.blob.digest
+                );
+                FetchError::new(Class::Storage, Side::Local, what)
+            })
+        });
+        task.await.unwrap_or_else(|_| Err(interrupted()))
+    }
+
+    /// Makes the file plain again if all of it is here by now.
+    async fn assemble(self: Arc<Self>, file: &FileRecord) {
+        let file = *file;
+        if file.size < LARGE_FILE || !self.can_assemble(&file) {
+            return;
+        }
+        let work = tokio::task::spawn_blocking(move || self.assemble_now(&file));
+        if let Ok(Err(error)) = work.await {
+            tracing::warn!(%error, "a file could not be made whole");
+        }
+    }
+}
+
+/// Takes a group off the board when its flight is over, however that came about.
+struct Landing {
+    inner: Arc<Inner>,
+    group: Range<usize>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut known = self.inner.store.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for number in self.group.clone() {
+            known.remove(&(self.inner.blob.digest, number));
+        }
+    }
+}
+
+fn interrupted() -> FetchError {
+    FetchError::new(Class::Unavailable, Side::Local, "a fetch was interrupted")
+}

@@ -1,0 +1,132 @@
+//! What the store can answer without asking anybody: whole files, packed files, spans in memory and on disk.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::flight::Spans;
+use super::{Inner, Wanted};
+use crate::fetch::error::{Class, FetchError, Side};
+use crate::fetch::index::file::FileRecord;
+use crate::fetch::store::{Found, LARGE_FILE};
+use crate::fetch::verified::VerifiedBytes;
+
+/// Fetched spans can be evicted before they are cut when the quota is tiny; then they are fetched again.
+const ATTEMPTS: usize = 3;
+
+impl Inner {
+    /// The bytes, if they are here and need no long hashing.
+    pub(super) fn local(&self, wanted: &Wanted) -> Option<VerifiedBytes> {
+        if wanted.len == 0 {
+            return Some(VerifiedBytes::proven(Bytes::new()));
+        }
+        if wanted.file.size >= LARGE_FILE {
+            return match self.store.find(&wanted.file.digest, wanted.file.size, false) {
+                Found::Proven(whole) => {
+                    let bytes = whole.read(wanted.offset, usize::try_from(wanted.len).ok()?);
+                    bytes.map(VerifiedBytes::proven).or_else(|| self.cut(wanted, &Spans::new()).ok())
+                }
+                Found::Missing => self.cut(wanted, &Spans::new()).ok(),
+                Found::Unproven => None,
+            };
+        }
+        let FileRecord { digest, size, pack_offset, .. } = wanted.file;
+        let packed =
+            pack_offset.and_then(|offset| self.store.packed(&self.blob.digest, offset, size, &digest));
+        match packed {
+            Some(whole) => {
+                let start = usize::try_from(wanted.offset).ok()?;
+                let end = start + usize::try_from(wanted.len).ok()?;
+                Some(VerifiedBytes::proven(whole).slice(start..end))
+            }
+            None => self.cut(wanted, &Spans::new()).ok(),
+        }
+    }
+
+    /// The bytes, fetched or hashed first as needed.
+    pub(super) async fn answer(self: Arc<Self>, wanted: Wanted) -> Result<VerifiedBytes, FetchError> {
+        if wanted.file.size >= LARGE_FILE {
+            let inner = Arc::clone(&self);
+            let proven = tokio::task::spawn_blocking(move || {
+                if let Found::Unproven = inner.store.find(&wanted.file.digest, wanted.file.size, false) {
+                    inner.store.prove(&wanted.file.digest);
+                }
+                inner.local(&wanted)
+            });
+            if let Ok(Some(bytes)) = proven.await {
+                return Ok(bytes);
+            }
+        }
+        let mut held = Spans::new();
+        for _ in 0..ATTEMPTS {
+            match self.cut(&wanted, &held) {
+                Ok(bytes) => return Ok(bytes),
+                Err(missing) if self.too_large(&missing) => return self.restore(&wanted).await,
+                Err(missing) => held.extend(self.fetch(missing, &wanted.file).await?),
+            }
+        }
+        self.cut(&wanted, &held).map_err(|_| {
+            let what = format!("layer {}: content is evicted faster than it is read", self.blob.digest);
+            FetchError::new(Class::Storage, Side::Local, what)
+        })
+    }
+
+    /// Cuts the bytes out of spans held, in memory or on disk; or says which spans are missing.
+    fn cut(&self, wanted: &Wanted, held: &Spans) -> Result<VerifiedBytes, Vec<usize>> {
+        let end = wanted.offset + wanted.len;
+        let (mut out, mut missing) = (BytesMut::new(), Vec::new());
+        let mut at = wanted.offset;
+        for extent in self.index.extents(&wanted.file) {
+            let (first, last) = (extent.file_offset.max(at), (extent.file_offset + extent.len).min(end));
+            if first >= last {
+                continue;
+            }
+            zeros(&mut out, first - at);
+            let offset = extent.offset + (first - extent.file_offset);
+            self.cut_tar(offset, last - first, held, &mut out, &mut missing);
+            at = last;
+        }
+        zeros(&mut out, end - at);
+        if missing.is_empty() && out.len() as u64 == wanted.len {
+            Ok(VerifiedBytes::proven(out.freeze()))
+        } else {
+            Err(missing)
+        }
+    }
+
+    /// Appends `len` bytes of the decoded tar from `offset`; or the numbers of the spans that are missing.
+    fn cut_tar(&self, offset: u64, len: u64, held: &Spans, out: &mut BytesMut, missing: &mut Vec<usize>) {
+        let end = offset + len;
+        for number in self.index.spans_covering(offset, len) {
+            let Some(span) = self.index.span(number) else { continue };
+            let content = held.get(&number).cloned();
+            let Some(content) = content.or_else(|| self.store.chunk(&span.digest, span.out_len)) else {
+                missing.push(number);
+                continue;
+            };
+            let from = offset.max(span.out_start) - span.out_start;
+            let to = end.min(span.out_start + span.out_len) - span.out_start;
+            let part = content.get(from as usize..to as usize);
+            out.extend_from_slice(part.unwrap_or_default());
+        }
+    }
+
+    /// Proves a large file where it keeps nobody waiting.
+    pub(super) fn prove_in_background(self: &Arc<Self>, record: &FileRecord) {
+        if !self.store.begin_proof(&record.digest) {
+            return;
+        }
+        let (inner, digest) = (Arc::clone(self), record.digest);
+        let thread = std::thread::Builder::new().name("prove".to_owned()).spawn(move || {
+            inner.store.prove(&digest);
+            inner.store.end_proof(&digest);
+        });
+        if thread.is_err() {
+            self.store.end_proof(&record.digest);
+        }
+    }
+}
+
+fn zeros(out: &mut BytesMut, len: u64) {
+    out.resize(out.len() + usize::try_from(len).unwrap_or(0), 0);
+}

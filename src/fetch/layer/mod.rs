@@ -1,0 +1,165 @@
+//! A layer as its readers see it: an index, and proven bytes of any file in it.
+//!
+//! In: a descriptor and where the blob is. Out: the [`LayerIndex`], [`VerifiedBytes`] of files, and open files for
+//! passthrough. A read is answered from the store where possible, at once and on the caller's thread; otherwise
+//! the spans that are missing are fetched, each only once however many wait for it, in as few HTTP ranges as
+//! adjacency allows, and the fetch goes on if nobody waits any more.
+//!
+//! | file | what |
+//! |---|---|
+//! | this | known, ingested, read, backing |
+//! | `local` | what the store can answer |
+//! | `flight` | fetching spans, once each |
+//! | `assemble` | making a large file whole again |
+//!
+//! Must not know of FUSE nor of how layers are merged.
+
+mod assemble;
+mod flight;
+mod local;
+
+pub(in crate::fetch) use flight::Flights;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::error::{Class, FetchError, Side};
+use super::index::LayerIndex;
+use super::index::file::FileRecord;
+pub use super::ingest::Progress;
+use super::source::BlobSource;
+use super::store::{Found, LARGE_FILE, Store};
+use super::verified::VerifiedBytes;
+use crate::policy::image::Descriptor;
+
+/// Most bytes one [`Layer::read`] returns; the kernel asks for 1 MiB at most.
+const MAX_READ: u64 = 16 << 20;
+
+/// The answer to a read.
+pub enum Read {
+    /// The bytes were there.
+    Ready(VerifiedBytes),
+    /// They have to be fetched or hashed first. To be awaited inside a tokio runtime; dropping it gives up the
+    /// answer, not the fetch.
+    Pending(BoxFuture<'static, Result<VerifiedBytes, FetchError>>),
+}
+
+impl std::fmt::Debug for Read {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ready(bytes) => write!(f, "Ready({bytes:?})"),
+            Self::Pending(_) => f.write_str("Pending"),
+        }
+    }
+}
+
+/// One layer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Layer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<Store>,
+    source: Arc<dyn BlobSource>,
+    blob: Descriptor,
+    index: LayerIndex,
+}
+
+/// A part of a file that was asked for, clamped to what there is.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    file: FileRecord,
+    offset: u64,
+    len: u64,
+}
+
+impl Layer {
+    /// The layer, if it was indexed before: no network, a few milliseconds. A damaged index is removed, and the
+    /// layer is then not known.
+    pub fn known(
+        store: &Arc<Store>,
+        source: Arc<dyn BlobSource>,
+        blob: &Descriptor,
+    ) -> Result<Option<Self>, FetchError> {
+        let path = store.index_path(&blob.digest);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let index = match LayerIndex::open(&path) {
+            Ok(index) if *index.layer() == blob.digest && index.blob_size() == blob.size => index,
+            Err(error) if error.class == Class::Storage => return Err(error),
+            other => {
+                let reason =
+                    other.map_or_else(|error| error.message, |_| "it is of another layer".to_owned());
+                tracing::warn!(layer = %blob.digest, reason, "a layer index is unusable and will be made again");
+                store.discard_index(&blob.digest);
+                return Ok(None);
+            }
+        };
+        store.touch_layer(&blob.digest);
+        Ok(Some(Self(Arc::new(Inner { store: Arc::clone(store), source, blob: blob.clone(), index }))))
+    }
+
+    /// The layer, fetched and indexed unless it was before. Of several callers one fetches, the others wait.
+    /// Dropping the future ends the fetch and leaves nothing behind.
+    pub async fn ingest(
+        store: &Arc<Store>,
+        source: Arc<dyn BlobSource>,
+        blob: &Descriptor,
+        progress: &Progress,
+    ) -> Result<Self, FetchError> {
+        let turn = store.ingest_turn(&blob.digest);
+        let _turn = turn.lock().await;
+        if let Some(layer) = Self::known(store, Arc::clone(&source), blob)? {
+            progress.done.fetch_add(blob.size, std::sync::atomic::Ordering::Relaxed);
+            return Ok(layer);
+        }
+        super::ingest::ingest(store, &source, blob, Some(progress)).await?;
+        Self::known(store, source, blob)?.ok_or_else(|| {
+            FetchError::new(Class::Storage, Side::Local, format!("the index of {} is gone", blob.digest))
+        })
+    }
+
+    /// What is in the layer.
+    pub fn index(&self) -> &LayerIndex {
+        &self.0.index
+    }
+
+    /// The descriptor of the blob.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.0.blob
+    }
+
+    /// Up to `len` bytes of file number `file` from `offset`: fewer at the end of the file, none behind it, and
+    /// never more than 16 MiB.
+    pub fn read(&self, file: u32, offset: u64, len: u32) -> Read {
+        let Some(record) = self.0.index.file(file) else {
+            let what = format!("layer {} has no file number {file}", self.0.blob.digest);
+            let error = FetchError::new(Class::NotFound, Side::Local, what);
+            return Read::Pending(std::future::ready(Err(error)).boxed());
+        };
+        let len = u64::from(len).min(record.size.saturating_sub(offset)).min(MAX_READ);
+        let wanted = Wanted { file: record, offset, len };
+        match self.0.local(&wanted) {
+            Some(bytes) => Read::Ready(bytes),
+            None => Read::Pending(Arc::clone(&self.0).answer(wanted).boxed()),
+        }
+    }
+
+    /// The plain file with the content of file number `file`, for the kernel to read itself, if the file is large
+    /// enough for that and all of it is here and proven. `None` can become `Some` later.
+    pub fn backing(&self, file: u32) -> Option<Arc<File>> {
+        let record = self.0.index.file(file).filter(|record| record.size >= LARGE_FILE)?;
+        match self.0.store.find(&record.digest, record.size, true) {
+            Found::Proven(whole) => Some(Arc::clone(whole.file())),
+            Found::Unproven => {
+                self.0.prove_in_background(&record);
+                None
+            }
+            Found::Missing => None,
+        }
+    }
+}

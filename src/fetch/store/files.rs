@@ -1,0 +1,129 @@
+//! Large files, whole: what the kernel may read itself.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::catalog::Stamp;
+use super::{Kind, Store, Verify};
+use crate::policy::digest::{Digest, Hasher};
+
+/// Files up to this size are hashed on the thread that asks; larger ones where waiting does not stop others
+/// (16 MiB take about 10 ms).
+const PROVE_AT_ONCE: u64 = 16 << 20;
+
+/// A large file that was proven and is open.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    file: Arc<File>,
+    stamp: Stamp,
+}
+
+/// What looking for a large file found.
+pub(crate) enum Found {
+    /// It is here and proven.
+    Proven(Arc<Whole>),
+    /// It is here, but must be hashed first, which takes long enough to do it elsewhere: [`Store::prove`].
+    Unproven,
+    /// It is not here.
+    Missing,
+}
+
+impl Whole {
+    /// The open file, for passthrough.
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// A part of the content; `None` if the file has changed since it was proven.
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, offset).ok()?;
+        // Afterwards, so that a change before or during the read is seen.
+        let now = Stamp::of(&self.file.metadata().ok()?);
+        (now == self.stamp).then(|| Bytes::from(bytes))
+    }
+}
+
+impl Store {
+    /// Looks for the large file with this content. `fresh` is set by who opens it for somebody (passthrough):
+    /// with [`Verify::Always`] it is then hashed anew.
+    pub(crate) fn find(&self, content: &Digest, size: u64, fresh: bool) -> Found {
+        let again = fresh && self.options.verify == Verify::Always;
+        if let Some(whole) = self.whole.get(content).filter(|_| !again) {
+            let unchanged = whole.file.metadata().is_ok_and(|now| Stamp::of(&now) == whole.stamp);
+            if unchanged {
+                self.touch(Kind::File, content);
+                return Found::Proven(whole);
+            }
+            self.whole.remove(content);
+        }
+        let Some((file, stamp)) = self.open_whole(content) else { return Found::Missing };
+        let recorded = self.catalog().get(Kind::File, content).and_then(|item| item.stamp);
+        if recorded == Some(stamp) && self.options.verify == Verify::OnChange {
+            self.touch(Kind::File, content);
+            return Found::Proven(self.remember(content, file, stamp));
+        }
+        if size > PROVE_AT_ONCE {
+            return Found::Unproven;
+        }
+        self.prove(content).map_or(Found::Missing, Found::Proven)
+    }
+
+    /// Hashes a large file; what does not match is removed. Blocks: about 0.6 s a GiB.
+    pub(crate) fn prove(&self, content: &Digest) -> Option<Arc<Whole>> {
+        let (file, stamp) = self.open_whole(content)?;
+        let after = |file: &File| file.metadata().ok().map(|metadata| Stamp::of(&metadata));
+        if hash(&file).is_some_and(|digest| digest == *content) && after(&file) == Some(stamp) {
+            let size = file.metadata().ok()?.len();
+            self.catalog().put(Kind::File, content, size, Some(stamp));
+            return Some(self.remember(content, file, stamp));
+        }
+        tracing::warn!(%content, "a file in the cache is damaged and will be fetched again");
+        self.discard(Kind::File, content);
+        None
+    }
+
+    /// Whether a large file lies there as it was when it was last proven.
+    pub(super) fn unchanged(&self, content: &Digest) -> bool {
+        let recorded = self.catalog().get(Kind::File, content).and_then(|item| item.stamp);
+        recorded.is_some() && self.open_whole(content).map(|(_, stamp)| stamp) == recorded
+    }
+
+    fn remember(&self, content: &Digest, file: File, stamp: Stamp) -> Arc<Whole> {
+        let whole = Arc::new(Whole { file: Arc::new(file), stamp });
+        self.whole.insert(*content, Arc::clone(&whole));
+        whole
+    }
+
+    fn open_whole(&self, content: &Digest) -> Option<(File, Stamp)> {
+        let path = self.path(Kind::File, content);
+        let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path);
+        match opened.and_then(|file| file.metadata().map(|metadata| (file, metadata))) {
+            Ok((file, metadata)) if metadata.is_file() => Some((file, Stamp::of(&metadata))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Somebody else removed it: the record must not keep it from being made again.
+                self.catalog().remove(Kind::File, content);
+                None
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot open a file of the cache");
+                None
+            }
+        }
+    }
+}
+
+fn hash(mut file: &File) -> Option<Digest> {
+    let (mut hasher, mut buffer) = (Hasher::new(), vec![0; 256 << 10]);
+    loop {
+        match file.read(&mut buffer).ok()? {
+            0 => return Some(hasher.finish()),
+            n => hasher.update(buffer.get(..n)?),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The store: decoded content on disk, by digest.
+//!
+//! ```text
+//! <dir>/version             "addonfs cache 1"; another version is refused
+//! <dir>/lock                flock'd while a process uses the store
+//! <dir>/catalog             what is here, how large, when it was last used (catalog.rs)
+//! <dir>/layers/<hex>/index  layer indexes, by digest of the blob (../index/file.rs)
+//! <dir>/files/<2>/<hex>     large files whole, by digest of their content; shared between layers and images
+//! <dir>/packs/<hex>         the small files of a layer, one after the other, by digest of the blob
+//! <dir>/chunks/<2>/<hex>    decoded spans that were fetched again, by digest of their content
+//! <dir>/tmp/                what is being written; emptied when the store is opened
+//! ```
+//! In: content whose digest was computed while it was written. Out: the same bytes, proven again: a packed file
+//! and a chunk by their digest at every read, a large file by hashing it when it entered and again whenever its
+//! size, mtime or ctime are not what was recorded then.
+//!
+//! *Crash consistency.* Everything is written under `tmp/` and renamed, so a killed daemon leaves nothing half
+//! written. After a power cut a renamed file may still be empty, because content is not fsynced one file at a
+//! time: ten thousand fsyncs would cost more than the download. Instead one `syncfs` follows a layer in the
+//! background, and what the catalog recorded before it counts only within the same boot; later it is hashed
+//! again before use. Lost content is fetched again by ranges. Indexes are fsynced: they cannot be fetched.
+//!
+//! Must not know of registries, of layers' formats, nor of FUSE.
+
+mod catalog;
+mod chunks;
+mod evict;
+mod files;
+mod pack;
+mod recent;
+mod stage;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use catalog::Catalog;
+pub(crate) use catalog::Kind;
+pub(crate) use files::{Found, Whole};
+use recent::Recent;
+pub(crate) use stage::Stage;
+
+use super::error::{Class, FetchError, Side};
+use super::layer::Flights;
+use crate::policy::digest::Digest;
+
+/// The content of `<dir>/version`. Raise the number with every change of the layout.
+const VERSION: &str = "addonfs cache 1\n";
+
+/// Files of at least this size are kept as files of their own, so that the kernel can read them itself
+/// (passthrough); smaller ones go into their layer's pack. Passthrough saves about 15 us a MiB and costs 20 us
+/// an open, and 64 KiB are read in one FUSE request anyway.
+pub(crate) const LARGE_FILE: u64 = 64 << 10;
+
+/// How often content on disk is proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// Large files when size, mtime or ctime changed; everything else at every read.
+    #[default]
+    OnChange,
+    /// Large files at every open, too (`cache.verify: always`).
+    Always,
+}
+
+/// How a store is to behave.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Most bytes of content to keep on disk; what was used least recently goes first.
+    pub quota_bytes: u64,
+    /// How often content on disk is proven.
+    pub verify: Verify,
+    /// Most bytes a layer may decode to. `None`: 128 times the blob, at least 4 GiB and at most 1 TiB. Real
+    /// layers stay below 50 times; deflate can reach 1032.
+    pub max_decoded: Option<u64>,
+}
+
+impl Default for StoreOptions {
+    /// 20 GiB.
+    fn default() -> Self {
+        Self { quota_bytes: 20 << 30, verify: Verify::default(), max_decoded: None }
+    }
+}
+
+/// The store of one cache directory. One process at a time.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    options: StoreOptions,
+    catalog: Mutex<Catalog>,
+    recent: Mutex<Recent>,
+    /// Large files that are open, with what was proven of them.
+    whole: quick_cache::sync::Cache<Digest, Arc<Whole>>,
+    /// Packs that are open.
+    packs: quick_cache::sync::Cache<Digest, Arc<File>>,
+    /// Large files that are being hashed in the background.
+    proving: Mutex<HashSet<Digest>>,
+    /// One lock a layer that is being ingested, so that it is fetched once.
+    ingests: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Spans that are being fetched.
+    pub(in crate::fetch) flights: Flights,
+    /// Held for the life of the store.
+    _lock: Flock<File>,
+}
+
+/// Descriptors kept open for reading. Well below the usual soft limit of 1024, of which the kernel connections
+/// and the registry need some.
+const OPEN_FILES: usize = 256;
+const OPEN_PACKS: usize = 64;
+
+impl Store {
+    /// Opens or creates the store in `dir`.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Self>, FetchError> {
+        let fail = |error: std::io::Error| {
+            FetchError::storage(&format!("cannot use cache directory {}", dir.display()), &error)
+        };
+        fs::create_dir_all(dir).map_err(fail)?;
+        let lock = lock(dir)?;
+        check_version(dir)?;
+        let tmp = dir.join("tmp");
+        if tmp.exists() {
+            fs::remove_dir_all(&tmp).map_err(fail)?;
+        }
+        for part in ["tmp", "layers", "files", "packs", "chunks"] {
+            fs::create_dir_all(dir.join(part)).map_err(fail)?;
+        }
+        Ok(Arc::new(Self {
+            root: dir.to_owned(),
+            options,
+            catalog: Mutex::new(Catalog::open(dir)?),
+            recent: Mutex::new(Recent::new()),
+            whole: quick_cache::sync::Cache::new(OPEN_FILES),
+            packs: quick_cache::sync::Cache::new(OPEN_PACKS),
+            proving: Mutex::default(),
+            ingests: Mutex::default(),
+            flights: Flights::default(),
+            _lock: lock,
+        }))
+    }
+
+    /// Bytes of content that the store holds now.
+    pub fn used_bytes(&self) -> u64 {
+        self.catalog().total()
+    }
+
+    /// The options it was opened with.
+    pub fn options(&self) -> &StoreOptions {
+        &self.options
+    }
+
+    pub(crate) fn index_path(&self, layer: &Digest) -> PathBuf {
+        self.path(Kind::Index, layer)
+    }
+
+    /// Where an item lies.
+    fn path(&self, kind: Kind, digest: &Digest) -> PathBuf {
+        self.root.join(kind.relative(digest))
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// The catalog. A panic elsewhere cannot leave it inconsistent: every change is one call.
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks an item as used now.
+    pub(crate) fn touch(&self, kind: Kind, digest: &Digest) {
+        self.catalog().touch(kind, digest);
+    }
+
+    /// Marks a layer's index and pack as used now.
+    pub(crate) fn touch_layer(&self, layer: &Digest) {
+        self.touch(Kind::Index, layer);
+        self.touch(Kind::Pack, layer);
+    }
+
+    /// Removes a layer's index.
+    pub(crate) fn discard_index(&self, layer: &Digest) {
+        self.discard(Kind::Index, layer);
+    }
+
+    /// Whether an item is here; says nothing about its content.
+    pub(crate) fn has(&self, kind: Kind, digest: &Digest) -> bool {
+        self.catalog().get(kind, digest).is_some()
+    }
+
+    /// The lock that whoever ingests `layer` holds.
+    pub(crate) fn ingest_turn(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut ingests = self.ingests.lock().unwrap_or_else(PoisonError::into_inner);
+        ingests.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = ingests.get(layer).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        ingests.insert(*layer, Arc::downgrade(&turn));
+        turn
+    }
+
+    /// Whether the caller is the one to hash a large file in the background; it ends with [`Store::end_proof`].
+    pub(crate) fn begin_proof(&self, content: &Digest) -> bool {
+        self.proving.lock().unwrap_or_else(PoisonError::into_inner).insert(*content)
+    }
+
+    pub(crate) fn end_proof(&self, content: &Digest) {
+        self.proving.lock().unwrap_or_else(PoisonError::into_inner).remove(content);
+    }
+
+    /// Makes everything written so far durable; blocks for as long as the disk needs, without keeping the store
+    /// open meanwhile.
+    pub(crate) fn sync(store: &Weak<Self>) -> Result<(), FetchError> {
+        let fail = |error: std::io::Error| FetchError::storage("cannot flush the cache to disk", &error);
+        let Some(strong) = store.upgrade() else { return Ok(()) };
+        let position = strong.catalog().position();
+        let root = File::open(&strong.root).map_err(fail)?;
+        drop(strong);
+        nix::unistd::syncfs(&root).map_err(|error| fail(error.into()))?;
+        store.upgrade().map_or(Ok(()), |store| store.catalog().synced(position))
+    }
+}
+
+fn lock(dir: &Path) -> Result<Flock<File>, FetchError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| FetchError::storage(&format!("cannot open {}", path.display()), &error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        let what = format!("cache directory {}", dir.display());
+        match error {
+            nix::errno::Errno::EWOULDBLOCK => FetchError::new(
+                Class::Storage,
+                Side::Local,
+                format!("{what} is used by another addonfs process: stop it or choose another --cache-dir"),
+            ),
+            error => FetchError::storage(&format!("cannot lock {what}"), &error.into()),
+        }
+    })
+}
+
+fn check_version(dir: &Path) -> Result<(), FetchError> {
+    let path = dir.join("version");
+    let fail = |error: std::io::Error| FetchError::storage(&format!("cannot use {}", path.display()), &error);
+    match fs::read_to_string(&path) {
+        Ok(version) if version == VERSION => Ok(()),
+        Ok(version) => Err(FetchError::new(
+            Class::Storage,
+            Side::Local,
+            format!(
+                "{} says {:?} and this program writes {:?}: choose another --cache-dir or remove this one",
+                path.display(),
+                version.trim_end(),
+                VERSION.trim_end()
+            ),
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let tmp = dir.join("version.tmp");
+            let mut file = File::create(&tmp).map_err(fail)?;
+            file.write_all(VERSION.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)?;
+            fs::rename(&tmp, &path).map_err(fail)
+        }
+        Err(error) => Err(fail(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_and_one_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        let second = Store::open(dir.path(), StoreOptions::default()).unwrap_err();
+        assert!(second.message.contains("another addonfs process"), "{second}");
+        drop(store);
+        fs::write(dir.path().join("tmp/left-over"), b"x").unwrap();
+        drop(Store::open(dir.path(), StoreOptions::default()).unwrap());
+        assert!(!dir.path().join("tmp/left-over").exists());
+        fs::write(dir.path().join("version"), "addonfs cache 99\n").unwrap();
+        let refused = Store::open(dir.path(), StoreOptions::default()).unwrap_err();
+        assert!(refused.message.contains("addonfs cache 99"), "{refused}");
+    }
+}
