@@ -15,3 +15,13 @@ pub(crate) mod password;
 pub(crate) mod push;
 pub(crate) mod registry_access;
 pub(crate) mod sign;
+
+pub(crate) mod cancel;
+pub(crate) mod job_files;
+pub(crate) mod jobs;
+pub(crate) mod logs;
+pub(crate) mod mounted;
+pub(crate) mod plan;
+pub(crate) mod run;
+pub(crate) mod runs;
+pub(crate) mod table;
