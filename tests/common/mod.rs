@@ -3,6 +3,7 @@
 
 pub mod fault_proxy;
 pub mod image;
+pub mod mount;
 pub mod registry;
 pub mod scripted_executor;
 pub mod token_service;
