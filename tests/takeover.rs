@@ -2,6 +2,7 @@
 //!
 //! This process is the holder: it keeps the device, and touches nothing on the mount itself, so that whatever goes
 //! wrong it can close the device and free everybody. Who serves and who reads is this test's own program, started again.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -142,8 +143,9 @@ fn expected(number: u64) -> Vec<u8> {
 fn reading_process() {
     let Some(rootfs) = std::env::var_os(ROOTFS).map(PathBuf::from) else { return };
     let first: u64 = std::env::var("FIRST").unwrap().parse().unwrap();
-    let held: Vec<(u64, File)> =
-        [first, first + 4, first + 5].map(|n| (n, File::open(rootfs.join(format!("dir/{n}"))).unwrap())).into();
+    let held: Vec<(u64, File)> = [first, first + 4, first + 5]
+        .map(|n| (n, File::open(rootfs.join(format!("dir/{n}"))).unwrap()))
+        .into();
     let mut number = first;
     loop {
         for (number, file) in &held {
@@ -152,7 +154,8 @@ fn reading_process() {
             file.read_exact_at(&mut bytes, 0).unwrap();
             assert!(bytes == good, "wrong bytes from a file held open");
             // so that the next round asks again
-            nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .unwrap();
         }
         number = (number + 7) % FILES;
         let bytes = fs::read(rootfs.join(format!("dir/{number}"))).unwrap();
