@@ -4,3 +4,4 @@ mod ends;
 mod host;
 mod inside;
 mod kept;
+mod measure;

@@ -349,8 +349,8 @@ fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
 fn runtime_words(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let message = lines.filter_map(|v| v.get("msg")?.as_str().map(str::to_owned)).last();
+    let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let message = lines.filter_map(|v| v.get("msg")?.as_str().map(str::to_owned)).next();
     message.unwrap_or_else(|| "the runtime ended without a word".to_owned())
 }
 

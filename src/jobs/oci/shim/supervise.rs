@@ -300,17 +300,8 @@ impl Supervisor<'_> {
         }
         let until = Instant::now() + DRAIN_LIMIT;
         for output in [&mut self.stdout, &mut self.stderr] {
-            loop {
-                let Ok(left) = until.saturating_duration_since(Instant::now()).try_into() else { break };
-                let ready = match output.source() {
-                    Some(source) => poll(&mut [PollFd::new(source, PollFlags::IN)], Some(&left)),
-                    None => break,
-                };
-                match ready {
-                    Ok(0) => break,
-                    Ok(_) => output.take_some(),
-                    Err(_) => {}
-                }
+            while output.wait(until) {
+                output.take_some();
             }
             output.end();
         }
