@@ -2,6 +2,7 @@
 //!
 //! The model keeps a map from path to thing and nothing else: no tree, no edges, no numbering. It says what the image
 //! specification and `umoci unpack` say, one path at a time.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

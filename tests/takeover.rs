@@ -2,6 +2,7 @@
 //!
 //! This process is the holder: it keeps the device, and touches nothing on the mount itself, so that whatever goes
 //! wrong it can close the device and free everybody. Who serves and who reads is this test's own program, started again.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -5,10 +5,16 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::build::BuildArgs;
+use super::cancel::CancelArgs;
+use super::jobs::JobsArgs;
 use super::keygen::KeygenArgs;
+use super::logs::LogsArgs;
 use super::mount::MountArgs;
+use super::plan::PlanArgs;
 use super::pull::PullArgs;
 use super::push::PushArgs;
+use super::run::RunArgs;
+use super::runs::RunsArgs;
 use super::sign::SignArgs;
 use super::status::StatusArgs;
 use super::umount::UmountArgs;
@@ -38,6 +44,12 @@ pub(crate) enum Command {
     Push(PushArgs),
     Keygen(KeygenArgs),
     Sign(SignArgs),
+    Run(RunArgs),
+    Plan(PlanArgs),
+    Jobs(JobsArgs),
+    Runs(RunsArgs),
+    Logs(LogsArgs),
+    Cancel(CancelArgs),
 }
 
 /// Our own program started again in another role; never typed by hand.

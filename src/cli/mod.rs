@@ -10,22 +10,30 @@ use args::{Cli, Command, Role};
 
 mod args;
 mod build;
+mod cancel;
 mod config;
 mod daemon;
 mod daemon_status;
 mod dirs;
 mod exit;
+mod job_files;
+mod jobs;
 mod keygen;
 mod logging;
+mod logs;
 mod mount;
 mod mounted;
 mod password;
+mod plan;
 mod progress;
 mod pull;
 mod push;
 mod registry_access;
+mod run;
+mod runs;
 mod sign;
 mod status;
+mod table;
 mod umount;
 
 /// Runs the program: a command, or one of the roles in which it starts itself again.
@@ -57,6 +65,12 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Push(args) => asynchronous(push::run(args)),
         Command::Keygen(args) => asynchronous(keygen::run(args)),
         Command::Sign(args) => asynchronous(sign::run(args)),
+        Command::Run(args) => run::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Jobs(args) => jobs::run(args),
+        Command::Runs(args) => runs::run(args),
+        Command::Logs(args) => logs::run(args),
+        Command::Cancel(args) => cancel::run(args),
     }
 }
 
