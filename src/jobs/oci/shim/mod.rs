@@ -156,7 +156,7 @@ fn carry_out(
     let mut left_over = LeftOver { cgroups, group: group.as_deref() };
 
     let rootless = userns::enter_if_needed()?;
-    let mut room = Room::enter(run_dir, cgroups.hybrid_mount().filter(|_| !rootless))?;
+    let mut room = Room::enter(run_dir, cgroups.hybrid_mount())?;
     let image = Room::open_image(spec)?;
     let user = if rootless { JobUser::root() } else { user::resolve(image.as_fd(), &spec.user)? };
     room.mount_root(spec, &image, rootless)?;
@@ -194,7 +194,14 @@ fn carry_out(
     let config = serde_json::to_vec(&config).map_err(|e| format!("config.json: {e}"))?;
     room.write("bundle/config.json", &config)?;
 
-    let outcome = execute(run_dir, launch, inherited, &room, &user, &left_over);
+    // Process 1 of the container: where there is no control group, a sweep finds it by this.
+    let mut on_start = |pid| {
+        if let Ok(job) = spawner::identity_of(pid) {
+            file.helpers.push(ShimId { pid: job.pid, start_ticks: job.start_ticks });
+            let _ = write_shim_file(run_dir, &file);
+        }
+    };
+    let outcome = execute(run_dir, launch, inherited, &room, &user, &left_over, &mut on_start);
     drop(connection);
     if outcome.as_ref().is_ok_and(|o| o.started_ms.is_some()) {
         bring_out(run_dir, &room, spec.out_bytes);
@@ -250,6 +257,7 @@ fn execute(
     room: &Room,
     user: &JobUser,
     left_over: &LeftOver<'_>,
+    on_start: &mut dyn FnMut(i32),
 ) -> Result<Outcome, String> {
     let spec = &launch.spec;
     let io = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
@@ -295,6 +303,7 @@ fn execute(
         stderr,
         runtime: runtime.id().cast_signed(),
         pid_file,
+        on_start,
     };
     let ended = supervisor.run();
     let usage = left_over.group.map(|group| left_over.cgroups.usage(group)).unwrap_or_default();

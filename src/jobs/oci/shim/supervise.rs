@@ -37,7 +37,6 @@ const EARLY_MAX: usize = 64;
 const LINE_MAX: usize = 4096;
 
 /// What the loop watches and drives.
-#[derive(Debug)]
 pub(super) struct Supervisor<'a> {
     pub(super) spec: &'a LaunchSpec,
     pub(super) cgroups: &'a Cgroups,
@@ -51,6 +50,8 @@ pub(super) struct Supervisor<'a> {
     /// The runtime's process and the file it writes the job's pid to.
     pub(super) runtime: i32,
     pub(super) pid_file: PathBuf,
+    /// Told the job's process as soon as it is known.
+    pub(super) on_start: &'a mut dyn FnMut(i32),
 }
 
 /// How it went.
@@ -263,6 +264,7 @@ impl Supervisor<'_> {
         let take = |pid| if p.reaped.contains_key(&pid) { Some(Job::ended(pid)) } else { Job::hold(pid) };
         match pid.filter(|_| started).and_then(take) {
             Some(job) => {
+                (self.on_start)(job.pid);
                 p.job = Some(job);
                 p.started = Some(Instant::now());
                 p.started_ms = Some(now_ms());
