@@ -1,5 +1,7 @@
-//! Keeping stray descriptors out of what we start.
-#![allow(unsafe_code)] // close_range(2) has no safe wrapper in the crates we use.
+//! Descriptors across exec: stray ones kept out, passed ones taken over.
+#![allow(unsafe_code)] // close_range(2) has no safe wrapper in the crates we use; adopting a number has none at all.
+
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::libc;
 
@@ -24,4 +26,14 @@ fn close_range(flags: libc::c_uint) {
     unsafe {
         libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, flags);
     }
+}
+
+/// Takes over a descriptor that the spawner passed by number. `None` if it is a standard stream or not open. To be
+/// called once a number, at the start of a process.
+pub(in crate::jobs) fn adopt(number: i32) -> Option<OwnedFd> {
+    // SAFETY: F_GETFD only looks; on a number that is not open it fails.
+    let open = number > 2 && unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+    // SAFETY: it is open, and nothing in this process owns it: it came with the exec, named in our arguments, and
+    // the caller takes each number once, before anything else is opened under it.
+    open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
