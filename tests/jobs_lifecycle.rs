@@ -388,6 +388,8 @@ fn secrets_are_never_on_disk() {
     daemon.tell(&forgotten, "start").unwrap();
     daemon.wait(&forgotten, RunState::Running);
     let said = daemon.jobs.job_write(LOGIN, format!("run {args}").as_bytes(), &ME).unwrap();
+    let mask = daemon.jobs.job_write(LOGIN, b"run {\"token\":\"[secret]\"}", &ME);
+    assert!(matches!(mask, Err(JobError::Arguments(_))), "what args.json shows is no value");
     let bad = daemon.jobs.job_write(LOGIN, format!("run {{\"token\":\"{SECRET}\",\"x\":1}}").as_bytes(), &ME);
     seen.extend(said.into_bytes());
     seen.extend(bad.unwrap_err().to_string().into_bytes());
@@ -517,8 +519,10 @@ fn slots_order_and_a_full_queue() {
     assert_eq!(fourth.state(), RunState::Created);
     assert!(matches!(daemon.jobs.job_write(BACKUP, b"run", &ME), Err(JobError::Again(_))));
     assert_eq!(daemon.jobs.all_runs().len(), 4, "a refused run leaves no folder");
+    until("it says why it waits", || second.last_error().contains("waiting for a slot"));
     world.finish(first.dir(), outcome(Cause::Exited, Some(0)));
     daemon.wait(&second, RunState::Running);
+    assert_eq!(second.last_error(), "");
     assert_eq!(third.state(), RunState::Queued);
     daemon.tell(&fourth, "start").unwrap();
     assert_eq!(daemon.tell(&third, "cancel").unwrap(), "canceled\n");

@@ -34,7 +34,6 @@ pub(super) fn all(shared: &Arc<Shared>, records: BTreeMap<u64, Record>) {
         shared.runs_mut().enter(&run);
         go_on(shared, &run);
     }
-    shared.sweep_later();
 }
 
 fn take_up(shared: &Shared, record: Record) -> Run {

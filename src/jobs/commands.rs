@@ -241,10 +241,14 @@ impl Shared {
         run: &Run,
         edit: impl FnOnce(&mut super::args::ArgsText) -> Result<(), JobError>,
     ) -> Result<(), JobError> {
+        let secret_names = self.jobs().get(run.job_id()).map(|job| job.entry.argspec.secrets.clone());
         let mut inner = run.lock();
         run.judge(&inner, inner.record.state, Verb::WriteArgs, false)?;
+        // The add-on may have learned of a secret since mkdir: where the text may lie follows today's schema.
+        let learned = secret_names.filter(|names| *names != inner.record.secret_names);
+        let changed = learned.map(|names| inner.record.secret_names = names).is_some();
         edit(&mut inner.text)?;
-        if run.keep_text(&mut inner)? {
+        if run.keep_text(&mut inner)? || changed {
             self.write_down(&inner.record);
         }
         run.publish(&inner);

@@ -3,6 +3,7 @@
 //! ```text
 //! <state_dir>/
 //! ├── jobs.journal            the log of all runs (its version is in its first line, see `journal`)
+//! ├── jobs.new  jobs.damaged  a journal that is being rewritten; one that had damaged lines, kept for people
 //! ├── jobs.lock               held by the daemon that has the directory open
 //! ├── runs/                   0700
 //! │   ├── r17-3f9a2c41/       one run; the name is the run id: number, `-`, this directory's random mark
@@ -79,6 +80,7 @@ impl Layout {
             let stray = is_run_id(name) && !known(name);
             if (name.starts_with(GONE) || stray)
                 && let Err(e) = std::fs::remove_dir_all(entry.path())
+                && e.kind() != io::ErrorKind::NotFound
             {
                 tracing::warn!(path = %entry.path().display(), error = %e, "a removed run's folder stays");
             }

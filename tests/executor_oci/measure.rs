@@ -16,7 +16,7 @@ const ROUNDS: usize = 30;
 fn measure_what_a_run_costs_beside_the_bare_runtime() {
     for runtime in RUNTIMES {
         let host = Host::new(runtime);
-        host.executor.runtime().expect("runtime");
+        host.executor.proven().expect("runtime");
         let bundle = bare_bundle(&host);
         let mut rows: [Vec<Duration>; 3] = Default::default();
         for _ in 0..ROUNDS {
@@ -75,7 +75,7 @@ fn bare_bundle(host: &Host) -> std::path::PathBuf {
     fs::set_permissions(&catcher, fs::Permissions::from_mode(0o755)).expect("mode");
     let mut options = addonfs::jobs::oci::OciOptions::new(host.dir.path().join("scratch"));
     options.runtime = Some(catcher);
-    let _ = addonfs::jobs::oci::OciExecutor::new(crate::host::spawner(), options).runtime();
+    let _ = addonfs::jobs::oci::OciExecutor::new(crate::host::spawner(), options).proven();
 
     let text = fs::read(caught.join("config.json")).expect("config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&text).expect("json");

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -57,13 +58,14 @@ struct Inner {
     spawner: Spawner,
     options: OciOptions,
     probe: Probe,
+    proving: AtomicBool,
     pool: Pool,
     limits_unavailable: Vec<String>,
 }
 
 impl OciExecutor {
-    /// An executor. It proves a runtime and makes network namespaces in the background at once; a question about
-    /// the runtime that comes earlier waits for that.
+    /// An executor. It proves a runtime and makes network namespaces in the background at once; a launch that comes
+    /// earlier waits for that, a question about the runtime does not.
     pub fn new(spawner: Spawner, options: OciOptions) -> Self {
         let configured = options.runtime.clone().map(|named| match named.components().count() {
             1 => named.to_str().and_then(network::find_program).unwrap_or(named),
@@ -71,23 +73,41 @@ impl OciExecutor {
         });
         let inner = Arc::new(Inner {
             probe: Probe::new(configured),
+            proving: AtomicBool::new(false),
             pool: Pool::new(spawner.clone(), options.ready_networks),
             limits_unavailable: Cgroups::detect().unavailable(),
             spawner,
             options,
         });
-        let background = Arc::downgrade(&inner);
-        let _ = std::thread::Builder::new().name("oci-probe".to_owned()).spawn(move || {
-            if let Some(inner) = background.upgrade() {
-                let _ = inner.runtime();
-                inner.pool.fill();
-            }
-        });
+        inner.prove_in_background();
         Self { inner }
+    }
+
+    /// The runtime, proven: waits for the proof. Not for a thread that must answer at once.
+    pub fn proven(&self) -> Result<RuntimeInfo, String> {
+        self.inner.runtime()
     }
 }
 
 impl Inner {
+    /// Proves a runtime on a thread of its own, unless one does already.
+    fn prove_in_background(self: &Arc<Self>) {
+        if self.proving.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let background = Arc::downgrade(self);
+        let started = std::thread::Builder::new().name("oci-probe".to_owned()).spawn(move || {
+            if let Some(inner) = background.upgrade() {
+                let _ = inner.runtime();
+                inner.proving.store(false, Ordering::Release);
+                inner.pool.fill();
+            }
+        });
+        if started.is_err() {
+            self.proving.store(false, Ordering::Release);
+        }
+    }
+
     fn runtime(&self) -> Result<RuntimeInfo, String> {
         self.probe.runtime(|path| {
             let version = Helper::new(path, ["--version"]);
@@ -181,7 +201,11 @@ fn secret_file(secrets: &[(String, zeroize::Zeroizing<String>)]) -> io::Result<O
 #[async_trait]
 impl Executor for OciExecutor {
     fn runtime(&self) -> Result<RuntimeInfo, String> {
-        self.inner.runtime()
+        let (answer, due) = self.inner.probe.at_hand();
+        if due {
+            self.inner.prove_in_background();
+        }
+        answer
     }
 
     fn can_network(&self, network: Network) -> Result<NetworkSpec, String> {

@@ -55,15 +55,43 @@ impl Probe {
     ) -> Result<RuntimeInfo, String> {
         let candidates = self.candidates();
         let mut proven = self.proven.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(known) = proven.as_ref()
-            && known.candidates == candidates
-            && (known.answer.is_ok() || known.at.elapsed() < RETRY)
-        {
+        if let Some(known) = proven.as_ref().filter(|known| self.holds(known, &candidates)) {
             return known.answer.clone();
         }
         let answer = self.search(&candidates, prove);
         *proven = Some(Proven { candidates, at: Instant::now(), answer: answer.clone() });
         answer
+    }
+
+    /// The answer as far as it is known, at once: the last one, or, while the first proof is under way, the
+    /// candidate that is tried first. The second value says that a proof is due.
+    pub(super) fn at_hand(&self) -> (Result<RuntimeInfo, String>, bool) {
+        let candidates = self.candidates();
+        match self.proven.try_lock() {
+            Ok(proven) => match proven.as_ref() {
+                Some(known) => (known.answer.clone(), !self.holds(known, &candidates)),
+                None => (self.supposed(&candidates), true),
+            },
+            Err(_) => (self.supposed(&candidates), false),
+        }
+    }
+
+    /// Whether an answer still counts.
+    fn holds(&self, known: &Proven, candidates: &[Stamp]) -> bool {
+        known.candidates == candidates && (known.answer.is_ok() || known.at.elapsed() < RETRY)
+    }
+
+    fn supposed(&self, candidates: &[Stamp]) -> Result<RuntimeInfo, String> {
+        let first = candidates.first().ok_or_else(|| self.no_candidate())?;
+        let name = first.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(RuntimeInfo { name, path: first.path.clone(), version: "(being tested)".to_owned() })
+    }
+
+    fn no_candidate(&self) -> String {
+        match &self.configured {
+            Some(path) => format!("the configured runtime {} does not exist", path.display()),
+            None => format!("none of {} is installed: install one of them", CANDIDATES.join(", ")),
+        }
     }
 
     fn candidates(&self) -> Vec<Stamp> {
@@ -91,10 +119,7 @@ impl Probe {
             }
         }
         if reasons.is_empty() {
-            reasons.push(match &self.configured {
-                Some(path) => format!("the configured runtime {} does not exist", path.display()),
-                None => format!("none of {} is installed: install one of them", CANDIDATES.join(", ")),
-            });
+            reasons.push(self.no_candidate());
         }
         Err(format!("no OCI runtime: {}", reasons.join("; ")))
     }
