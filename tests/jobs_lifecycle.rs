@@ -1,4 +1,5 @@
 //! Runs from mkdir to record, over restarts of the daemon, with an executor that plays by script.
+#![allow(clippy::unwrap_used)] // the helpers of a test are tests too
 
 mod common;
 
@@ -179,7 +180,7 @@ fn from_mkdir_to_record() {
     daemon.wait(&run, RunState::Running);
     assert!(run.generation() > before);
     assert_eq!(json(run.args_json()), serde_json::json!({"then": "hang", "database": "app"}));
-    let plan = json(&run.plan_json());
+    let plan = json(run.plan_json());
     assert_eq!(plan["executor_preview"]["resources"]["cpu_millis"], 1000);
     assert_eq!(plan["policy_findings"][0]["code"], "resources.clamped");
     let spec = world.launched.lock().unwrap()[0].clone();
@@ -387,6 +388,8 @@ fn secrets_are_never_on_disk() {
     daemon.tell(&forgotten, "start").unwrap();
     daemon.wait(&forgotten, RunState::Running);
     let said = daemon.jobs.job_write(LOGIN, format!("run {args}").as_bytes(), &ME).unwrap();
+    let mask = daemon.jobs.job_write(LOGIN, b"run {\"token\":\"[secret]\"}", &ME);
+    assert!(matches!(mask, Err(JobError::Arguments(_))), "what args.json shows is no value");
     let bad = daemon.jobs.job_write(LOGIN, format!("run {{\"token\":\"{SECRET}\",\"x\":1}}").as_bytes(), &ME);
     seen.extend(said.into_bytes());
     seen.extend(bad.unwrap_err().to_string().into_bytes());
@@ -516,8 +519,10 @@ fn slots_order_and_a_full_queue() {
     assert_eq!(fourth.state(), RunState::Created);
     assert!(matches!(daemon.jobs.job_write(BACKUP, b"run", &ME), Err(JobError::Again(_))));
     assert_eq!(daemon.jobs.all_runs().len(), 4, "a refused run leaves no folder");
+    until("it says why it waits", || second.last_error().contains("waiting for a slot"));
     world.finish(first.dir(), outcome(Cause::Exited, Some(0)));
     daemon.wait(&second, RunState::Running);
+    assert_eq!(second.last_error(), "");
     assert_eq!(third.state(), RunState::Queued);
     daemon.tell(&fourth, "start").unwrap();
     assert_eq!(daemon.tell(&third, "cancel").unwrap(), "canceled\n");
@@ -626,6 +631,24 @@ fn arguments_are_judged_at_start_and_may_be_mended() {
     daemon.wait(&run, RunState::Running);
     assert!(matches!(daemon.jobs.create_run(BACKUP, "../x", &ME), Err(JobError::Invalid(_))));
     assert!(matches!(daemon.jobs.create_run("no/such", "x", &ME), Err(JobError::NotFound(_))));
+}
+
+#[test]
+fn pieces_of_arguments_are_kept_as_written() {
+    let (dir, world) = (state_dir(), World::new());
+    let daemon = Daemon::boot(dir.path(), &world);
+    let run = daemon.create(BACKUP, "n", "{\"database\":\"long enough to be cut\"}");
+    let edits: [(Option<u64>, u64, &str); 5] =
+        [(None, 14, "X"), (Some(3), 3, "abc"), (Some(0), 5, "\"}"), (None, 0, "{\"a\""), (Some(9), 12, "z")];
+    for (cut, offset, piece) in edits {
+        if let Some(len) = cut {
+            daemon.jobs.truncate_args(&run, len).unwrap();
+        }
+        daemon.jobs.write_args(&run, offset, piece.as_bytes()).unwrap();
+        let kept = std::fs::read(run.dir().join("args.raw")).unwrap();
+        assert_eq!(String::from_utf8(kept), String::from_utf8(run.args_json()), "after {piece}");
+    }
+    assert_eq!(run.args_json(), b"{\"a\" \"}     z");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Reading and writing against a real registry that does nothing unusual.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;
@@ -102,4 +104,84 @@ async fn an_unknown_certificate_is_accepted_only_on_request() {
     let error = registry.repository("a/b").range(&blob, 10..20).await.unwrap_err();
     assert!(error.message.contains("certificate") && error.message.contains("insecure: true"), "{error}");
     assert!(!error.retryable);
+}
+
+fn skopeo(arguments: &[&str]) {
+    let output = std::process::Command::new("skopeo").args(arguments).output().expect("skopeo");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn others_read_what_we_write_and_the_reverse() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = DockerRegistry::start();
+    let path = |name: &str| folder.path().join(name);
+    // a layer that is a tar: skopeo computes nothing from it, and refuses media types that it does not know
+    let mut tar = tar::Builder::new(vec![]);
+    let mut header = tar::Header::new_gnu();
+    header.set_size(5);
+    tar.append_data(&mut header, "addon/hello", &b"hello"[..]).unwrap();
+    let layer = tar.into_inner().unwrap();
+    let (layout, digest, layers) = image::write(&path("ours"), "v1", std::slice::from_ref(&layer)).await;
+
+    let ours = format!("oci:{}:v1", path("ours").display());
+    let theirs = format!("oci:{}:v1", path("theirs").display());
+    skopeo(&["copy", "-q", "--preserve-digests", &ours, &theirs]);
+    let copy = Layout::open(&path("theirs")).unwrap();
+    assert_eq!(copy.resolve("v1").await.unwrap(), Some(digest));
+    assert_eq!(copy.only_image().unwrap(), digest);
+    assert_eq!(copy.blob(&layers[0], 1 << 20).await.unwrap().as_bytes(), &layer);
+
+    let from: Arc<dyn BlobSource> = layout;
+    let to = registry.repository("a/b");
+    push_image(&from, &digest, &*to, Some("v1"), &CopyProgress::default()).await.unwrap();
+    let remote = format!("docker://{}/a/b:v1", registry.host());
+    let docker = format!("docker://{}/a/docker:v1", registry.host());
+    skopeo(&[
+        "copy",
+        "-q",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        "--format",
+        "v2s2",
+        &remote,
+        &docker,
+    ]);
+    let docker = registry.repository("a/docker");
+    let converted = docker.resolve("v1").await.unwrap().unwrap();
+    let (media_type, _) = docker.manifest(&converted).await.unwrap();
+    assert_eq!(media_type, "application/vnd.docker.distribution.manifest.v2+json");
+
+    // and a Docker manifest goes into a layout and out again under its own media type
+    let from: Arc<dyn BlobSource> = docker;
+    let back = Layout::create(&path("docker")).unwrap();
+    push_image(&from, &converted, &*back, Some("v1"), &CopyProgress::default()).await.unwrap();
+    assert_eq!(back.manifest(&converted).await.unwrap().0, media_type);
+}
+
+#[tokio::test]
+async fn an_index_is_copied_with_everything_below_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = DockerRegistry::start();
+    let (layout, first, _) = image::write(folder.path(), "one", &[noise(5, 100)]).await;
+    let (_, second, layers) = image::write(folder.path(), "two", &[noise(6, 100)]).await;
+    let entry = async |digest: &Digest| {
+        let size = layout.manifest(digest).await.unwrap().1.len();
+        serde_json::json!({"mediaType": image::MANIFEST, "digest": digest, "size": size})
+    };
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = |entries: Vec<serde_json::Value>| {
+        serde_json::json!({"schemaVersion": 2, "mediaType": kind, "manifests": entries}).to_string()
+    };
+    let index = index(vec![entry(&first).await, entry(&second).await]);
+    let digest = layout.put_manifest(kind, index.into(), Some("all")).await.unwrap();
+
+    let from: Arc<dyn BlobSource> = layout;
+    let to = registry.repository("a/index");
+    push_image(&from, &digest, &*to, Some("all"), &CopyProgress::default()).await.unwrap();
+    assert_eq!(to.resolve("all").await.unwrap(), Some(digest));
+    assert_eq!(to.manifest(&digest).await.unwrap().0, kind);
+    to.manifest(&first).await.unwrap();
+    to.manifest(&second).await.unwrap();
+    assert_eq!(to.blob(&layers[0], 100).await.unwrap().len(), 100);
 }

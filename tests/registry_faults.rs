@@ -1,6 +1,8 @@
 //! Registries that misbehave: what may pass is not seen by the caller, what lasts is told by its class, and no
 //! secret goes where it does not belong.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use addonfs::policy::digest::Digest;
 use addonfs::policy::image::Descriptor;
 use common::fault_proxy::{ALWAYS, Fault, FaultProxy};
 use common::image::{self, noise};
-use common::registry::{DockerRegistry, quick, repository};
+use common::registry::{DockerRegistry, hasty, quick, repository};
 use futures_util::StreamExt as _;
 
 /// A registry with one image, and the proxy before it.
@@ -42,6 +44,12 @@ impl Scene {
     /// A reader that remembers nothing of former requests.
     fn reader(&self) -> Arc<Registry> {
         repository(&self.proxy.host(), "org/tools", &quick())
+    }
+
+    /// A reader for this fault: only of a stalled registry it must lose patience.
+    fn reader_for(&self, fault: &Fault) -> Arc<Registry> {
+        let options = if matches!(fault, Fault::Stall(_)) { hasty() } else { quick() };
+        repository(&self.proxy.host(), "org/tools", &options)
     }
 
     async fn read(&self, way: Way, reader: &Registry) -> Result<bool, FetchError> {
@@ -111,6 +119,10 @@ async fn trouble_that_passes_is_not_seen() {
         (Fault::ContentRange(Some("bytes 0-199999/400000".into())), &[Range]),
         (Fault::ContentRange(Some("bytes 100000-299999/5".into())), &[Range]),
         (Fault::ContentRange(Some("pages 1-2/3".into())), &[Range]),
+        (Fault::OtherRange("bytes=0-199999"), &[Range]),
+        (Fault::OtherRange("bytes=100001-299999"), &[Range]),
+        // less than was asked for, and honestly so: the rest is asked for
+        (Fault::OtherRange("bytes=100000-100999"), &[Range]),
         (Fault::status(400), &[Range, Stream]),
         (Fault::status(416), &[Range, Stream]),
         (Fault::status(501), &[Range, Stream]),
@@ -121,7 +133,7 @@ async fn trouble_that_passes_is_not_seen() {
         for way in ways {
             scene.proxy.heal();
             scene.proxy.fail("GET", "/blobs/", 1, fault.clone());
-            let outcome = scene.read(*way, &scene.reader()).await;
+            let outcome = scene.read(*way, &scene.reader_for(&fault)).await;
             assert!(matches!(outcome, Ok(true)), "{fault:?} {way:?}: {outcome:?}");
             assert!(scene.proxy.all_happened(), "{fault:?} {way:?}");
         }
@@ -187,7 +199,7 @@ async fn trouble_that_lasts_is_told_by_its_class() {
         scene.proxy.heal();
         scene.proxy.take_seen("");
         scene.proxy.fail("GET", "/blobs/", ALWAYS, fault.clone());
-        let error = scene.read(way, &scene.reader()).await.unwrap_err();
+        let error = scene.read(way, &scene.reader_for(&fault)).await.unwrap_err();
         assert_eq!(error.class, class, "{fault:?} {way:?}: {error}");
         assert_eq!(scene.proxy.take_seen("/blobs/").len(), requests, "{fault:?} {way:?}: {error}");
         assert!(error.message.contains(&scene.layer.digest.to_string()), "{error}");
@@ -302,7 +314,8 @@ async fn a_push_survives_trouble() {
         proxy.fail(method, path, 1, fault.clone());
         let name = format!("push/{n}");
         let content = noise(n as u64 + 100, 100_000);
-        let (digest, layer) = fill(&repository(&proxy.host(), &name, &quick()), &content).await;
+        let options = if matches!(fault, Fault::Stall(_)) { hasty() } else { quick() };
+        let (digest, layer) = fill(&repository(&proxy.host(), &name, &options), &content).await;
         assert!(proxy.all_happened(), "{fault:?}");
         let direct = registry.repository(&name);
         assert_eq!(direct.resolve("v1").await.unwrap(), Some(digest), "{fault:?}");

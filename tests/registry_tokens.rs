@@ -1,6 +1,8 @@
 //! Registries with a token service: one token for many requests, renewed when it must be, never asked for more
 //! than needed.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

@@ -102,7 +102,8 @@ fn streams_the_output_and_ends_with_the_code_of_the_job() {
 fn every_end_has_its_exit_code() {
     for (state, code, expected, words) in [
         ("succeeded\n", "0\n", 0, ""),
-        ("failed\n", "126\n", 126, ""),
+        ("failed\n", "1\n", 1, ""),
+        ("failed\n", "127\n", 127, "it did not start"),
         ("failed\n", "137\n", 137, ""),
         ("failed\n", "", 125, "it did not start"),
         ("timeout\n", "137\n", 124, "it did not start"),

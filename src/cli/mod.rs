@@ -4,14 +4,93 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs the program.
-pub fn run(_args: impl Iterator<Item = OsString>) -> ExitCode {
-    ExitCode::SUCCESS
+use clap::Parser as _;
+
+use args::{Cli, Command, Role};
+
+mod args;
+mod build;
+mod cancel;
+mod config;
+mod daemon;
+mod daemon_status;
+mod dirs;
+mod exit;
+mod job_files;
+mod jobs;
+mod keygen;
+mod logging;
+mod logs;
+mod mount;
+mod mounted;
+mod password;
+mod plan;
+mod progress;
+mod pull;
+mod push;
+mod registry_access;
+mod run;
+mod runs;
+mod sign;
+mod status;
+mod table;
+mod umount;
+
+/// Runs the program: a command, or one of the roles in which it starts itself again.
+pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.collect();
+    let texts: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    match texts.first().map(String::as_str) {
+        Some(crate::jobs::spawner::ENTRY) => {
+            return crate::jobs::spawner::main(words.get(2..).unwrap_or_default());
+        }
+        Some(crate::jobs::oci::shim::ENTRY) => {
+            return crate::jobs::oci::shim::main(words.get(2..).unwrap_or_default());
+        }
+        _ => {}
+    }
+    if let Some(role) = Role::from_words(&texts) {
+        return play(role);
+    }
+    exit::finish(command(Cli::parse_from(words).command))
 }
 
-pub(crate) mod build;
-pub(crate) mod keygen;
-pub(crate) mod password;
-pub(crate) mod push;
-pub(crate) mod registry_access;
-pub(crate) mod sign;
+fn command(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Build(args) => asynchronous(build::run(args)),
+        Command::Push(args) => asynchronous(push::run(args)),
+        Command::Keygen(args) => asynchronous(keygen::run(args)),
+        Command::Sign(args) => asynchronous(sign::run(args)),
+        Command::Run(args) => run::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Jobs(args) => jobs::run(args),
+        Command::Runs(args) => runs::run(args),
+        Command::Logs(args) => logs::run(args),
+        Command::Cancel(args) => cancel::run(args),
+    }
+}
+
+fn play(role: Role) -> ExitCode {
+    match role {
+        Role::Daemon(options) => daemon::serve::main(&options),
+        Role::Hold { ready, options } => exit::finish(hold(&ready, &options)),
+        Role::MountImages(descriptor, path) => {
+            exit::finish(daemon::holder::mount_images(&descriptor, &path).map(|()| ExitCode::SUCCESS))
+        }
+    }
+}
+
+fn hold(ready: &str, options: &str) -> anyhow::Result<ExitCode> {
+    logging::start(logging::Target::File);
+    let ready = daemon::inherit::adopt(ready.parse()?)?;
+    Ok(daemon::holder::hold(&serde_json::from_str(options)?, ready))
+}
+
+/// A runtime for a command that talks to registries.
+fn asynchronous<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
+}

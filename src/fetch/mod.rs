@@ -4,9 +4,12 @@
 //! manifests and blobs, or decoded content of files inside layers) and nothing else; raw bytes never leave.
 //! Knows policy's types; must not know of jobs, of FUSE, of errno, nor of the command line.
 
+pub mod addon_manifest;
 pub mod credentials;
 mod document;
+pub mod documents;
 pub mod error;
+pub mod image;
 pub mod index;
 pub(crate) mod ingest;
 pub mod layer;

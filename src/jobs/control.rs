@@ -8,7 +8,8 @@
 //! | job | `run [WORDS \| {…}]`, `plan [WORDS \| {…}]`, `help` |
 //! | run | `start [id=TOKEN] [stdin]`, `cancel`, `kill [SIGNAL]`, `eof` |
 //!
-//! Words are separated by blanks; `'…'`, `"…"` and `\` quote as in a shell, nothing is expanded.
+//! Words are separated by blanks; `'…'`, `"…"` and `\` quote as in a shell, nothing is expanded. They may also be one
+//! JSON array of strings on one line: what the mount's own `plan` writes, because that can hold any word, newlines too.
 
 use std::str::FromStr;
 
@@ -137,7 +138,8 @@ fn given(rest: &str) -> Result<Given, JobError> {
         return Ok(Given::Json(map));
     }
     if rest.starts_with('[') {
-        return Err(invalid("arguments are words or one JSON object, not a JSON array"));
+        let words = serde_json::from_str(rest);
+        return words.map(Given::Words).map_err(|_| invalid("a JSON array of words must hold strings only"));
     }
     Ok(Given::Words(words(rest)?))
 }
@@ -319,6 +321,10 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        let array = parse_job(b"plan [\"--db\",\"my\\napp\"]\nhelp").unwrap();
+        assert!(
+            matches!(&array[..], [JobCommand::Plan(Given::Words(words)), JobCommand::Help] if words[1] == "my\napp")
+        );
         let two = parse_job(b"run {\"a\":1}\nrun {\"a\":2}").unwrap();
         assert_eq!(two.len(), 2);
     }
@@ -328,7 +334,8 @@ mod tests {
         let cases = [
             ("run {\"a\":", "malformed"),
             ("run {\"a\":1} x", "after the JSON object"),
-            ("run [1]", "not a JSON array"),
+            ("run [1]", "strings only"),
+            ("run [\"a\"", "strings only"),
             ("help me", "takes nothing"),
             ("start", "no command `start`"),
             ("run {}{}", "after the JSON object"),

@@ -206,3 +206,99 @@ pub(super) fn list_jsonl<'a>(jobs: impl Iterator<Item = &'a Arc<Job>>) -> Vec<u8
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::policy::addon::{AddonManifest, Origin};
+    use crate::policy::digest::Digest;
+    use crate::policy::image::ImageConfig;
+
+    fn jobs(mount_path: &str) -> Vec<Arc<Job>> {
+        let yaml = "name: tools\nversion: 1.0.0\nentrypoints:\n  - id: b\n    command: [/b]\n    annotations: {flowd.db.required: \"yes\"}\n    resources: {cpu: \"4\", timeout: 1m}\n  - id: a\n    command: [/a]\n    argspec: {type: object, properties: {token: {type: string, format: secret}}}\n";
+        let manifest = Arc::new(AddonManifest::parse(yaml.as_bytes()).unwrap());
+        let addon = Arc::new(AddonJobs {
+            source: "tools".into(),
+            mount_path: mount_path.into(),
+            origin: Origin {
+                source_kind: "oci".into(),
+                source_name: "tools".into(),
+                addon_name: "tools".into(),
+                addon_version: "1.0.0".into(),
+                addon_image_digest: Digest::of(b"x"),
+                origin_revision: None,
+                origin_source: None,
+            },
+            manifest: Arc::clone(&manifest),
+            image_config: Arc::new(ImageConfig::default()),
+            tree: Digest::of(b"x"),
+            image: "x".into(),
+            trust: Value::Null,
+        });
+        let ceilings = Resources { cpu_millis: Some(500), ..Resources::default() };
+        let job = |entry| Arc::new(Job::new(&addon, entry, ceilings, RunLimits::default()));
+        manifest.entrypoints.iter().map(job).collect()
+    }
+
+    #[test]
+    fn fields_are_those_of_the_table() {
+        let jobs = jobs("t/x");
+        let job: Value = serde_json::from_slice(&jobs[0].descriptor_json()).unwrap();
+        let keys: Vec<&str> = job.as_object().unwrap().keys().map(String::as_str).collect();
+        let expected = [
+            "schema",
+            "id",
+            "entrypoint",
+            "name",
+            "description",
+            "source",
+            "mount_path",
+            "addon",
+            "executor",
+            "command",
+            "argspec",
+            "secrets",
+            "limits",
+            "resources",
+            "findings",
+            "env",
+            "network",
+            "annotations",
+            "image",
+            "trust",
+            "origin",
+        ];
+        assert_eq!(keys, expected);
+        assert_eq!((&job["id"], &job["network"]), (&"t/x/b".into(), &"none".into()));
+        assert_eq!(
+            (&job["limits"]["cpu_millis"], &job["resources"]["cpu_millis"]),
+            (&500.into(), &4000.into())
+        );
+        assert_eq!(job["limits"]["timeout_ms"], millis(Duration::from_secs(60)));
+        assert_eq!(job["findings"][0]["code"], "resources.clamped");
+        assert_eq!(job["annotations"]["flowd.db.required"], "yes");
+        let other = jobs[1].descriptor();
+        assert_eq!(other["secrets"], json!(["token"]));
+        let argspec: Value = serde_json::from_slice(&jobs[1].argspec_json()).unwrap();
+        assert_eq!(argspec, other["argspec"]);
+    }
+
+    #[test]
+    fn a_mount_path_of_dot_has_ids_without_a_slash() {
+        assert_eq!(jobs("")[0].id(), "b");
+    }
+
+    #[test]
+    fn listings_hold_every_job_once() {
+        let jobs = jobs("t");
+        let array: Vec<Value> = serde_json::from_slice(&list_json(jobs.iter())).unwrap();
+        let text = list_jsonl(jobs.iter());
+        let lines: Vec<Value> =
+            text.split_inclusive(|b| *b == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+        assert_eq!((array.len(), &array), (2, &lines));
+        assert!(text.ends_with(b"\n"));
+        assert_eq!(list_json([].iter()), b"[]\n");
+    }
+}

@@ -183,7 +183,8 @@ pub struct RuntimeInfo {
 /// Carries out launches.
 #[async_trait]
 pub trait Executor: Send + Sync + fmt::Debug {
-    /// The runtime in use, or the reason why there is none (words for `container.runtime.unavailable`).
+    /// The runtime in use, or the reason why there is none (words for `container.runtime.unavailable`). Answers at
+    /// once: file system requests ask it.
     fn runtime(&self) -> Result<RuntimeInfo, String>;
 
     /// Whether the network of this plan can be given on this host; the reason and remedy if not.

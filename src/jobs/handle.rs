@@ -321,9 +321,12 @@ impl Shared {
     /// Deletes retired folders in the background.
     pub(super) fn sweep_later(self: &Arc<Self>) {
         let shared = Arc::clone(self);
-        self.runtime.spawn_blocking(move || {
-            shared.layout.sweep(|id| shared.runs().by_id.contains_key(id) || shared.is_young(id));
-        });
+        self.runtime.spawn_blocking(move || shared.sweep());
+    }
+
+    /// Deletes retired folders and strays. Slow.
+    pub(super) fn sweep(&self) {
+        self.layout.sweep(|id| self.runs().by_id.contains_key(id) || self.is_young(id));
     }
 
     /// A folder of a run that is being made right now: not in the table yet, and no stray of a crash.

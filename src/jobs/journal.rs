@@ -345,21 +345,37 @@ mod tests {
             .collect()
     }
 
+    /// Complete lines of runs in what is left of a log.
+    fn complete_runs(kept: &[u8]) -> usize {
+        let complete = kept.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n"));
+        complete.filter(|l| l.windows(8).any(|w| w == b"{\"run\":{")).count()
+    }
+
     #[test]
     fn truncated_at_every_byte_loses_nothing_before_the_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("jobs.journal");
-        log_with(&path, 2);
+        log_with(&path, 3);
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..=whole.len() {
-            let kept = &whole[..cut];
-            std::fs::write(&path, kept).unwrap();
-            let complete = kept.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n"));
-            let expected = complete.filter(|l| l.windows(8).any(|w| w == b"{\"run\":{")).count();
-            let (journal, replayed) = Journal::open(&path).unwrap();
+            let replayed = read(&whole[..cut]).unwrap();
+            let expected = complete_runs(&whole[..cut]);
             // A line that lacks nothing but its newline is whole: its checksum says so.
-            assert!(replayed.runs.len() == expected || replayed.runs.len() == expected + 1, "cut {cut}");
+            assert!([expected, expected + 1].contains(&replayed.runs.len()), "cut {cut}");
             assert_eq!(replayed.damaged, 0, "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn a_log_goes_on_after_a_torn_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jobs.journal");
+        log_with(&path, 3);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in (0..whole.len()).step_by(151) {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let (journal, replayed) = Journal::open(&path).unwrap();
+            assert_eq!(replayed.runs.len(), complete_runs(&whole[..cut]), "cut {cut}");
             let number = journal.next_number().unwrap();
             journal.append(&samples::numbered(number)).unwrap();
             drop(journal);

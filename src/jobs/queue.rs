@@ -71,6 +71,12 @@ impl Queue {
         }
     }
 
+    /// How many runs may run, all jobs together and of one job, if this run waits for a slot.
+    pub(super) fn waits(&self, number: u64) -> Option<(usize, usize)> {
+        let waits = self.waiting.values().any(|w| w.ready && w.run.number() == number);
+        waits.then_some((self.limits.running, self.limits.per_job))
+    }
+
     /// Takes a run out that will not run.
     pub(super) fn remove(&mut self, number: u64) {
         self.waiting.retain(|_, w| w.run.number() != number);

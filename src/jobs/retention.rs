@@ -31,9 +31,8 @@ fn tidy(weak: &Weak<Shared>) -> Option<tokio::task::JoinHandle<()>> {
     let shared = weak.upgrade()?;
     let runtime = shared.runtime.clone();
     Some(runtime.spawn_blocking(move || {
-        if collect(&shared, now_ms()) > 0 {
-            shared.sweep_later();
-        }
+        collect(&shared, now_ms());
+        shared.sweep();
         if shared.journal.has_grown()
             && let Err(e) = shared.journal.compact()
         {
@@ -42,8 +41,8 @@ fn tidy(weak: &Weak<Shared>) -> Option<tokio::task::JoinHandle<()>> {
     }))
 }
 
-/// Removes what is due at `now_ms`; returns how many.
-pub(super) fn collect(shared: &Shared, now_ms: u64) -> usize {
+/// Removes what is due at `now_ms`.
+fn collect(shared: &Shared, now_ms: u64) {
     let keep = shared.options.retention;
     let all: Vec<Arc<Run>> = shared.runs().all().cloned().collect();
     let mut finished: Vec<(u64, &Arc<Run>)> = Vec::new();
@@ -68,5 +67,9 @@ pub(super) fn collect(shared: &Shared, now_ms: u64) -> usize {
             .filter(|(i, (ended, _))| *i < too_many || too_old(*ended))
             .map(|(_, (_, run))| *run),
     );
-    due.into_iter().filter(|run| shared.remove(run).is_ok()).count()
+    for run in due {
+        if let Err(e) = shared.remove(run) {
+            tracing::warn!(run = run.id(), error = %e, "a run that is due stays");
+        }
+    }
 }

@@ -26,6 +26,7 @@ impl Shared {
                 Ok(()) => {
                     shared.queue().ready(run.number());
                     shared.pump();
+                    shared.say_why_it_waits(&run);
                 }
                 Err(why) => {
                     shared.queue().remove(run.number());
@@ -33,6 +34,14 @@ impl Shared {
                 }
             }
         });
+    }
+
+    fn say_why_it_waits(&self, run: &Run) {
+        let waits = self.queue().waits(run.number());
+        if let Some((all, one)) = waits {
+            let words = format!("waiting for a slot: at most {all} runs at a time, {one} of one job");
+            show_progress(run, words);
+        }
     }
 
     /// Starts what may start.
@@ -228,7 +237,7 @@ impl Shared {
 
 fn show_progress(run: &Run, words: String) {
     let mut inner = run.lock();
-    if inner.record.state == RunState::Queued {
+    if inner.record.state == RunState::Queued && !inner.record.launching {
         inner.record.progress = Some(words);
         run.publish(&inner);
     }

@@ -83,6 +83,7 @@ impl PollFd {
 mod number {
     pub(super) const READ: usize = 0;
     pub(super) const WRITE: usize = 1;
+    pub(super) const CLOSE: usize = 3;
     pub(super) const MMAP: usize = 9;
     pub(super) const MUNMAP: usize = 11;
     pub(super) const RT_SIGPROCMASK: usize = 14;
@@ -102,6 +103,7 @@ mod number {
     pub(super) const MKDIRAT: usize = 34;
     pub(super) const UNLINKAT: usize = 35;
     pub(super) const OPENAT: usize = 56;
+    pub(super) const CLOSE: usize = 57;
     pub(super) const READ: usize = 63;
     pub(super) const WRITE: usize = 64;
     pub(super) const PREAD64: usize = 67;
@@ -190,6 +192,11 @@ pub(crate) fn open(dir: i32, path: &[u8], flags: i32) -> Result<i32, Errno> {
         })
     })
     .map(|fd| fd as i32)
+}
+
+pub(crate) fn close(fd: i32) {
+    // SAFETY: takes one integer; every descriptor here is an integer that its opener keeps to itself.
+    let _ = unsafe { call(number::CLOSE, [fd as usize, 0, 0, 0, 0, 0]) };
 }
 
 pub(crate) fn make_dir(dir: i32, path: &[u8]) -> Result<(), Errno> {

@@ -13,6 +13,10 @@ const TIMED_OUT: i32 = 124;
 /// A canceled job that left no code of its own ended as if by TERM.
 const CANCELED: i32 = 128 + 15;
 
+/// The mount shows a file unchanged while somebody reads it, for two seconds at most; a little more than that.
+const STILL_TRIES: u32 = 50;
+const STILL_PAUSE: u32 = 50;
+
 /// The folder of a run.
 pub(crate) struct Run {
     folder: i32,
@@ -59,7 +63,14 @@ impl Run {
         match state {
             State::Live | State::Succeeded => own.unwrap_or(0),
             State::Canceled => own.filter(|code| *code != 0).unwrap_or(CANCELED),
-            State::Failed => own.filter(|code| *code != 0).unwrap_or_else(|| self.explain(b"the run failed")),
+            State::Failed => {
+                let code = own.filter(|code| *code != 0).unwrap_or(REFUSED);
+                // 125 to 127 may be addonfs or the runtime speaking, and not the job: then there are words.
+                if (REFUSED..=127).contains(&code) {
+                    self.explain(b"the run failed");
+                }
+                code
+            }
             State::Timeout => {
                 self.explain(b"the run was stopped at its timeout");
                 TIMED_OUT
@@ -68,11 +79,20 @@ impl Run {
         }
     }
 
+    /// An ended run has an exit code; a file that shows none yet is held still by another reader, for a moment.
     fn own_code(&self) -> Option<i32> {
-        let mut text = [0u8; 16];
-        let file = sys::open(self.folder, b"exit_code", O_RDONLY).ok()?;
-        let len = sys::read_at(file, &mut text, 0).ok()?;
-        exit_code(text.get(..len)?)
+        for _ in 0..STILL_TRIES {
+            let mut text = [0u8; 16];
+            let file = sys::open(self.folder, b"exit_code", O_RDONLY).ok()?;
+            let len = sys::read_at(file, &mut text, 0);
+            sys::close(file);
+            let text = text.get(..len.ok()?)?;
+            if !trimmed(text).is_empty() {
+                return exit_code(text);
+            }
+            sys::poll(&mut [], Some(STILL_PAUSE));
+        }
+        None
     }
 
     /// Prints `last_error`, or these words if it is empty.

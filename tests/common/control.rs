@@ -256,6 +256,7 @@ pub struct Stage {
     pub tree: Arc<ControlTree>,
     pub script: Arc<Script>,
     pub jobs: Jobs,
+    program: &'static [u8],
     pub dir: tempfile::TempDir,
     pub runtime: tokio::runtime::Runtime,
 }
@@ -266,6 +267,11 @@ pub const GROUP: u32 = 4242;
 impl Stage {
     /// One source `pg` at `tools/postgres`, with its four jobs.
     pub fn new() -> Self {
+        Self::with_program(PROGRAM)
+    }
+
+    /// The same with another program behind `run`, `plan`, `wait`, `follow`.
+    pub fn with_program(program: &'static [u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -283,23 +289,28 @@ impl Stage {
         std::fs::write(dir.path().join("events.jsonl"), "{\"seq\":1}\n").unwrap();
         let jobs = open_jobs(dir.path(), &runtime);
         jobs.install(addon_jobs("pg", "tools/postgres"));
-        let tree = Self::tree(&script, &jobs, &runtime);
-        Self { tree, script, jobs, dir, runtime }
+        let tree = Self::tree(&script, &jobs, &runtime, program);
+        Self { tree, script, jobs, program, dir, runtime }
     }
 
     /// Another tree over the same facts and jobs: what a daemon that took over has.
     pub fn successor(&self) -> Arc<ControlTree> {
-        Self::tree(&self.script, &self.jobs, &self.runtime)
+        Self::tree(&self.script, &self.jobs, &self.runtime, self.program)
     }
 
-    fn tree(script: &Arc<Script>, jobs: &Jobs, runtime: &tokio::runtime::Runtime) -> Arc<ControlTree> {
+    fn tree(
+        script: &Arc<Script>,
+        jobs: &Jobs,
+        runtime: &tokio::runtime::Runtime,
+        program: &'static [u8],
+    ) -> Arc<ControlTree> {
         let options = ControlOptions {
             mount_point: "/mnt/addons".into(),
             uid: 0,
             gid: 0,
             group: Some(GROUP),
             images_dir: None,
-            runner: PROGRAM,
+            runner: program,
             runtime: runtime.handle().clone(),
         };
         Arc::new(ControlTree::new(Arc::clone(script) as Arc<dyn Facts>, jobs.clone(), options))

@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub enum Fault {
     /// The `Range` header is not seen: 200 with everything.
     IgnoreRange,
+    /// The registry is asked for this `Range` instead, and its answer says so.
+    OtherRange(&'static str),
     /// The connection ends after so many bytes of the body, whose length was announced.
     Truncate(usize),
     /// The same, without announcing the length.
@@ -209,6 +211,7 @@ async fn serve(mut client: TcpStream, upstream: u16, state: &Mutex<State>) -> io
         Some(Fault::Reset(None)) => return reset(client),
         Some(Fault::Stall(None)) => return stall(client).await,
         Some(Fault::IgnoreRange) => request.set("range", None),
+        Some(Fault::OtherRange(range)) => request.set("range", Some(range)),
         _ => {}
     }
     let mut answer = ask(upstream, &method, &path, request).await?;

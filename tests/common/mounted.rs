@@ -21,7 +21,10 @@ pub struct Mount {
 
 impl Mount {
     pub fn new() -> Self {
-        let stage = Stage::new();
+        Self::of(Stage::new())
+    }
+
+    pub fn of(stage: Stage) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // ordinary users must reach the mount point
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

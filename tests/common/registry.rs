@@ -120,12 +120,11 @@ pub fn repository(host: &str, name: &str, options: &RegistryOptions) -> Arc<Regi
     Registry::open(&location, options).expect("a registry location")
 }
 
-/// Options whose pauses and time limits are short.
+/// Options whose pauses are short. The time limits are not: a busy machine is no stalled registry.
 pub fn quick() -> RegistryOptions {
     RegistryOptions {
-        connections: Connections::new(Duration::from_secs(5)),
-        stall_timeout: Duration::from_millis(500),
-        commit_timeout: Duration::from_secs(1),
+        connections: Connections::new(Duration::from_secs(20)),
+        stall_timeout: Duration::from_secs(20),
         retry: RetryPolicy {
             attempts: 4,
             base: Duration::from_millis(5),
@@ -133,6 +132,15 @@ pub fn quick() -> RegistryOptions {
             patience: Duration::from_secs(3),
         },
         ..RegistryOptions::default()
+    }
+}
+
+/// The same for tests in which something stalls.
+pub fn hasty() -> RegistryOptions {
+    RegistryOptions {
+        stall_timeout: Duration::from_millis(400),
+        commit_timeout: Duration::from_millis(800),
+        ..quick()
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `exit N` | it ends at once with N |
 //! | `refuse` | the runtime cannot start it |
 //! | `slow` | start does not return until [`World::let_start`]; the shim comes up then, for whoever is alive |
+#![allow(clippy::unwrap_used)] // the helpers of a test are tests too
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -192,11 +192,11 @@ fn without_a_runtime_there_are_words() {
     let mut wrong = options(&host, "wrong");
     wrong.runtime = Some("/bin/true".into());
     let executor = OciExecutor::new(spawner(), wrong);
-    let words = executor.runtime().expect_err("true is no runtime");
+    let words = executor.proven().expect_err("true is no runtime");
     assert!(words.contains("/bin/true failed its self-test"), "{words}");
     let launch = host.launch(host.sh("true"), &[]);
     assert!(host.tokio.block_on(executor.start(launch)).is_err());
-    let found = host.executor.runtime().expect("crun");
+    let found = host.executor.proven().expect("crun");
     assert_eq!(found.name, "crun");
     assert!(found.version.contains("crun"), "{found:?}");
     host.assert_clean();

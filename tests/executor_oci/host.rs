@@ -158,6 +158,8 @@ impl Host {
                 }
             }
             left.extend(control_groups(&format!("addonfs-{id}")));
+            let log = fs::read_to_string(run.path().join("shim.log")).unwrap_or_default();
+            left.extend(log.lines().filter(|line| line.contains("cannot remove")).map(str::to_owned));
         }
         left.extend(
             fs::read_dir(self.dir.path().join("scratch"))

@@ -4,3 +4,5 @@ mod ends;
 mod host;
 mod inside;
 mod kept;
+mod measure;
+mod rootless;

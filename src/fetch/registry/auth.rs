@@ -184,11 +184,16 @@ impl Auth {
         })
     }
 
+    /// Where credentials are looked for.
+    pub(super) fn places(&self) -> String {
+        self.credentials.places()
+    }
+
     fn nothing_to_offer(&self, endpoint: &Endpoint) -> FetchError {
         let message = format!(
             "{} asks for a login and there are no credentials for it in {}: run `docker login {}`",
             endpoint.display(),
-            self.credentials.places(),
+            self.places(),
             endpoint.name
         );
         FetchError::new(Class::Unauthorized, Side::Remote, message)

@@ -208,8 +208,13 @@ impl Client {
     pub(super) async fn refusal(&self, what: &str, answer: Answer) -> FetchError {
         let (status, headers) = (answer.response.status(), answer.response.headers().clone());
         // what a redirect's target says may be anything and is not for our messages
-        let body = if answer.own { peek(answer.response, self.stall).await } else { Bytes::new() };
-        status::error(what, status, &headers, &body)
+        let own = answer.own;
+        let body = if own { peek(answer.response, self.stall).await } else { Bytes::new() };
+        let mut error = status::error(what, status, &headers, &body);
+        if own && error.class == Class::Unauthorized {
+            error.message.push_str(&format!(" (credentials were looked up in {})", self.auth.places()));
+        }
+        error
     }
 
     /// Where a blob was found last time.

@@ -8,9 +8,9 @@
 //! manifests, but that client never retries, never renews a refused token, swallows token errors into anonymous
 //! access, and keeps an own token cache beside this one; with the parts below at hand an upload is two requests.
 //!
-//! - [`endpoint`]: addresses; [`connections`]: pools and TLS; [`client`]: one request with authorization and redirects
-//! - [`auth`], [`challenge`], [`token`]: grants; [`retry`], [`status`]: what an error means
-//! - [`cursor`], [`body`], [`ranges`]: blobs; [`manifests`]; [`upload`]: writing
+//! - `endpoint`: addresses; `connections`: pools and TLS; `client`: one request with authorization and redirects
+//! - `auth`, `challenge`, `token`: grants; `retry`, `status`: what an error means
+//! - `cursor`, `body`, `ranges`: blobs; `manifests`; `upload`: writing
 
 mod auth;
 mod body;

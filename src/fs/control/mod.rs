@@ -9,7 +9,7 @@
 //! | `inode` | inode numbers, functions of what a node is |
 //! | `tree` | sources, jobs and `.addonfs` as one immutable snapshot; what to invalidate when it changes |
 //! | `find` | from an inode number to the node, with no memory of lookups |
-//! | `lookup` | lookup, getattr, readlink, readdir |
+//! | `lookup`, `stat` | lookup, readlink, readdir; modes, owners, sizes, times |
 //! | `read` | open, read, poll, release |
 //! | `write` | write, setattr, the commands of every `ctl` |
 //! | `remove` | mkdir, rmdir, unlink |
@@ -45,6 +45,7 @@ mod render;
 mod reply;
 mod run_files;
 mod runs;
+mod stat;
 mod tree;
 mod waiters;
 mod write;
@@ -148,8 +149,8 @@ impl ControlTree {
     }
 
     /// An operation holds this until its reply is written.
-    pub fn enter(&self) -> impl Drop + use<'_> {
-        InFlight { _gate: self.gate.read().unwrap_or_else(PoisonError::into_inner) }
+    pub fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shows what the facts say now, and returns when the kernel has forgotten what they said before.
@@ -186,14 +187,6 @@ impl fmt::Debug for ControlTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ControlTree").field("options", &self.options).finish_non_exhaustive()
     }
-}
-
-struct InFlight<'a> {
-    _gate: RwLockReadGuard<'a, ()>,
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {}
 }
 
 fn build(facts: &dyn Facts, runs: &runs::Runs, options: &ControlOptions) -> tree::StaticTree {

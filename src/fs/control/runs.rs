@@ -7,6 +7,9 @@ use super::lock;
 use super::run_files::Slot;
 use crate::jobs::{Job, Jobs, Run};
 
+/// Runs remembered by number; on overflow all are forgotten, and found again.
+const KNOWN: usize = 16_384;
+
 /// The runs of the jobs room.
 #[derive(Debug)]
 pub(super) struct Runs {
@@ -40,6 +43,9 @@ impl Runs {
         }
         let run = self.all().into_iter().find(same);
         let mut known = lock(&self.known);
+        if known.len() >= KNOWN {
+            known.clear();
+        }
         match &run {
             Some(run) => known.insert(number, (run.job_id().to_owned(), run.name().to_owned())),
             None => known.remove(&number),

@@ -14,8 +14,8 @@ use super::tree::{Node, StaticCtl};
 use super::{ControlTree, Request, command, lock, read};
 use crate::fs::error::FsError;
 use crate::fs::facts::CtlTarget;
-use crate::jobs::control::parse_run;
-use crate::jobs::{Command, Run};
+use crate::jobs::control::{parse_job, parse_run};
+use crate::jobs::{Command, JobCommand, Run};
 
 /// How long a write to `stdin` waits for the job to read. The writer cannot be killed meanwhile, so it is short; EAGAIN
 /// then, and nothing is lost.
@@ -149,7 +149,8 @@ impl ControlTree {
         command::fits(data)?;
         let target = match ctl {
             StaticCtl::Job(job) => {
-                if request.resent {
+                let runs = |command: &JobCommand| matches!(command, JobCommand::Run(_));
+                if request.resent && parse_job(data)?.iter().any(runs) {
                     // it may have made a run already, and must not make a second one
                     return Err(FsError::Stale);
                 }

@@ -19,9 +19,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use nix::libc;
 
-use super::content::{Layer, Read};
 use super::file::{Node, NodeBody};
 use super::tree::{self, ImageTree};
+use crate::fetch::layer::{Layer, Read};
 use crate::fetch::verified::VerifiedBytes;
 use crate::fs::error::FsError;
 use crate::policy::digest::Digest;

@@ -8,7 +8,6 @@
 //! * [`tree`]: one image's tree: build, open, look up
 //! * [`images`]: what the image connection shows: every image by digest, inode numbers, content
 
-pub mod content;
 pub mod error;
 pub mod file;
 pub mod images;

@@ -28,9 +28,10 @@ use tokio::sync::Semaphore;
 use super::backing::{Backings, Way};
 use super::owed::Owed;
 use super::raw;
+use crate::fetch::layer::Read;
 use crate::fs::errno::errno;
 use crate::fs::error::FsError;
-use crate::fs::image::content::Read;
+
 use crate::fs::image::images::{Attr, Found, Images, Lasting};
 
 /// Ten years: for ever, to a kernel that makes a signed time of it.

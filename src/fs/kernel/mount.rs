@@ -319,7 +319,9 @@ fn unmount_by_helper(path: &Path) -> Result<(), MountError> {
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-/// The last rescue: ends a connection, and every caller stuck in it, with ENOTCONN. Root, or who mounted it.
+/// The last rescue: ends a connection, and every caller stuck in it, with ENOTCONN. For root or who mounted it, where
+/// fusectl is mounted (`mount -t fusectl none /sys/fs/fuse/connections`); closing every copy of the device does the
+/// same.
 pub fn abort(connection: u32) -> io::Result<()> {
     fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1")
 }

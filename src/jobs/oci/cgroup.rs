@@ -186,8 +186,11 @@ impl Cgroups {
         }
     }
 
+    /// The group in every hierarchy that has it. On a hybrid host v2 is hidden from the runtime by a tmpfs, in
+    /// which it may leave directories that are no groups.
     fn dirs(&self, group: &str) -> Vec<PathBuf> {
-        let points = self.v1.iter().map(|(_, point)| point).chain(&self.v2);
+        let points =
+            self.v1.iter().map(|(_, point)| point).chain(self.v2.iter().filter(|_| self.v1.is_empty()));
         points.map(|point| below(point, group)).filter(|dir| dir.is_dir()).collect()
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,11 +19,13 @@ use super::probe::{self, Probe};
 use super::waiting::{wait_blocking, wait_gone};
 use super::{control, shim, sweep};
 use crate::jobs::executor::{Cause, Executor, Launch, NetworkSpec, Outcome, RuntimeInfo, ShimId, Stop};
-use crate::jobs::spawner::{Spawner, memory_file};
+use crate::jobs::spawner::{Helper, Spawner, memory_file};
 use crate::policy::addon::Network;
 
 /// How many network namespaces are kept ready: a small burst. Each costs the kernel some 60 KiB.
 const POOL_SIZE: usize = 4;
+/// The pool is filled again when the job that took from it has started: making a namespace would slow that down.
+const REFILL_DELAY: Duration = Duration::from_millis(50);
 /// How long the self-test of one runtime may take.
 const SELFTEST_LIMIT: Duration = Duration::from_secs(20);
 
@@ -55,13 +58,14 @@ struct Inner {
     spawner: Spawner,
     options: OciOptions,
     probe: Probe,
+    proving: AtomicBool,
     pool: Pool,
     limits_unavailable: Vec<String>,
 }
 
 impl OciExecutor {
-    /// An executor. It proves a runtime and makes network namespaces in the background at once; a question about
-    /// the runtime that comes earlier waits for that.
+    /// An executor. It proves a runtime and makes network namespaces in the background at once; a launch that comes
+    /// earlier waits for that, a question about the runtime does not.
     pub fn new(spawner: Spawner, options: OciOptions) -> Self {
         let configured = options.runtime.clone().map(|named| match named.components().count() {
             1 => named.to_str().and_then(network::find_program).unwrap_or(named),
@@ -69,25 +73,48 @@ impl OciExecutor {
         });
         let inner = Arc::new(Inner {
             probe: Probe::new(configured),
+            proving: AtomicBool::new(false),
             pool: Pool::new(spawner.clone(), options.ready_networks),
             limits_unavailable: Cgroups::detect().unavailable(),
             spawner,
             options,
         });
-        let background = Arc::downgrade(&inner);
-        let _ = std::thread::Builder::new().name("oci-probe".to_owned()).spawn(move || {
-            if let Some(inner) = background.upgrade() {
-                let _ = inner.runtime();
-                inner.pool.fill();
-            }
-        });
+        inner.prove_in_background();
         Self { inner }
+    }
+
+    /// The runtime, proven: waits for the proof. Not for a thread that must answer at once.
+    pub fn proven(&self) -> Result<RuntimeInfo, String> {
+        self.inner.runtime()
     }
 }
 
 impl Inner {
+    /// Proves a runtime on a thread of its own, unless one does already.
+    fn prove_in_background(self: &Arc<Self>) {
+        if self.proving.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let background = Arc::downgrade(self);
+        let started = std::thread::Builder::new().name("oci-probe".to_owned()).spawn(move || {
+            if let Some(inner) = background.upgrade() {
+                let _ = inner.runtime();
+                inner.proving.store(false, Ordering::Release);
+                inner.pool.fill();
+            }
+        });
+        if started.is_err() {
+            self.proving.store(false, Ordering::Release);
+        }
+    }
+
     fn runtime(&self) -> Result<RuntimeInfo, String> {
-        self.probe.runtime(|runtime| self.selftest(runtime))
+        self.probe.runtime(|path| {
+            let version = Helper::new(path, ["--version"]);
+            let version = self.spawner.helper_blocking(&version).map(|o| o.stdout).unwrap_or_default();
+            let runtime = probe::describe(path, &String::from_utf8_lossy(&version));
+            self.selftest(&runtime).map(|()| runtime)
+        })
     }
 
     fn selftest(&self, runtime: &RuntimeInfo) -> Result<(), String> {
@@ -139,16 +166,18 @@ impl Inner {
         }
         let file = ShimLaunch::new(spec, runtime.path.clone(), tool);
         launch::write_json(&run_dir.join(launch::LAUNCH), &file).map_err(|e| words(launch::LAUNCH, &e))?;
-        let control_path = run_dir.join(launch::CONTROL);
-        control::make_pipe(&control_path).map_err(|e| words(launch::CONTROL, &e))?;
-        if wants_stdin {
-            control::make_pipe(&run_dir.join(launch::STDIN)).map_err(|e| words(launch::STDIN, &e))?;
-        }
-        // Opened here and passed on: a command that is written as soon as we return has a reader already.
-        let control = fs::OpenOptions::new().read(true).write(true).open(&control_path);
-        let control = control.map_err(|e| words(launch::CONTROL, &e))?;
+        // Opened here and passed on: what is written as soon as we return has a reader already.
+        let both_ways = |name: &str| {
+            let path = run_dir.join(name);
+            control::make_pipe(&path)
+                .and_then(|()| fs::OpenOptions::new().read(true).write(true).open(&path))
+                .map_err(|e| words(name, &e))
+        };
+        let control = both_ways(launch::CONTROL)?;
+        let stdin = wants_stdin.then(|| both_ways(launch::STDIN)).transpose()?;
         let secrets = secret_file(&secrets).map_err(|e| words("secrets", &e))?;
         let mut fds: Vec<(&str, BorrowedFd<'_>)> = vec![("control", control.as_fd())];
+        fds.extend(stdin.as_ref().map(|file| ("stdin", file.as_fd())));
         fds.extend(secrets.as_ref().map(|file| ("secrets", file.as_fd())));
         fds.extend(namespace.as_ref().map(|fd| ("network", fd.as_fd())));
         let args = vec![shim::ENTRY.into(), run_dir.clone().into()];
@@ -172,7 +201,11 @@ fn secret_file(secrets: &[(String, zeroize::Zeroizing<String>)]) -> io::Result<O
 #[async_trait]
 impl Executor for OciExecutor {
     fn runtime(&self) -> Result<RuntimeInfo, String> {
-        self.inner.runtime()
+        let (answer, due) = self.inner.probe.at_hand();
+        if due {
+            self.inner.prove_in_background();
+        }
+        answer
     }
 
     fn can_network(&self, network: Network) -> Result<NetworkSpec, String> {
@@ -186,7 +219,10 @@ impl Executor for OciExecutor {
         let inner = self.inner.clone();
         let started = tokio::task::spawn_blocking(move || inner.start(launch)).await;
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || inner.pool.fill());
+        tokio::spawn(async move {
+            tokio::time::sleep(REFILL_DELAY).await;
+            let _ = tokio::task::spawn_blocking(move || inner.pool.fill()).await;
+        });
         started.unwrap_or_else(|e| Err(format!("start of a shim: {e}")))
     }
 

@@ -43,7 +43,7 @@ pub(super) fn resolve(rootfs: BorrowedFd<'_>, user: &str) -> Result<JobUser, Str
 
 /// `uid:gid` needs no group file; everything else may.
 fn needs_groups(user: &str) -> bool {
-    !user.split_once(':').is_some_and(|(_, group)| group.parse::<u32>().is_ok())
+    user.split_once(':').is_none_or(|(_, group)| group.parse::<u32>().is_err())
 }
 
 fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<JobUser, String> {

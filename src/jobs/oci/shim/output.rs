@@ -5,7 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::jobs::oci::mask::Masker;
@@ -39,6 +41,13 @@ impl Output {
     /// What to poll; `None` at the end of the stream.
     pub(super) fn source(&self) -> Option<&File> {
         self.pipe.as_ref()
+    }
+
+    /// Waits until there is something to take; false at the end of the stream and at the deadline.
+    pub(super) fn wait(&self, until: Instant) -> bool {
+        let Some(pipe) = &self.pipe else { return false };
+        let left = until.saturating_duration_since(Instant::now()).try_into().ok();
+        !matches!(poll(&mut [PollFd::new(pipe, PollFlags::IN)], left.as_ref()), Ok(0) | Err(_))
     }
 
     /// Takes what is there, at most one pipe full.

@@ -1,0 +1,293 @@
+//! The configuration file: `addonfs.yaml`, or a `flwd.yaml` as it stands (docs/configuration.md).
+//!
+//! `policy:` and `sources:` are judged by the policy room; the other sections are this module's. In addonfs.yaml a
+//! key that nobody knows is an error with its line; in flwd.yaml, whose other sections belong to another program, a
+//! warning. Relative paths are relative to the file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::fetch::store::Verify;
+use crate::jobs::{Retention, RunLimits};
+use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
+use crate::policy::rules::Policy;
+use crate::policy::source::parse::sections;
+use crate::policy::source::spec::SourceSpec;
+use crate::policy::{duration, quantity, yaml};
+
+/// A configuration, checked.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// Where to mount, if the command line does not say.
+    pub mount_point: Option<PathBuf>,
+    /// Where state is kept, if the command line does not say.
+    pub state_dir: Option<PathBuf>,
+    /// Where layers are kept, if the command line does not say.
+    pub cache_dir: Option<PathBuf>,
+    /// The group that may run jobs beside the daemon's user.
+    pub group: Option<String>,
+    /// The docker config file that holds the credentials; the usual places when not said.
+    pub docker_config: Option<PathBuf>,
+    /// The rules.
+    pub policy: Policy,
+    /// The sources, in their order.
+    pub sources: Vec<SourceSpec>,
+    /// What was read over, in words.
+    pub warnings: Vec<String>,
+    /// Section `read`.
+    pub read: Read,
+    /// Section `cache`.
+    pub cache: Cache,
+    /// Section `jobs`.
+    pub jobs: Jobs,
+}
+
+/// The section `read`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Read {
+    /// `deadline`: how long a read waits for the network before it answers ETIMEDOUT.
+    pub deadline: Duration,
+    /// `stall_timeout`: how long no byte may arrive before a transfer is tried anew.
+    pub stall_timeout: Duration,
+}
+
+impl Default for Read {
+    /// Half a minute each: longer than a registry's hiccup, shorter than the patience of a person.
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(30), stall_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// The section `cache`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cache {
+    /// `quota`, bytes.
+    pub quota: u64,
+    /// `verify`: how often content on disk is proven.
+    pub verify: Verify,
+}
+
+impl Default for Cache {
+    /// 32 GiB: layers of a few dozen large images, decoded.
+    fn default() -> Self {
+        Self { quota: 32 << 30, verify: Verify::default() }
+    }
+}
+
+/// The section `jobs`.
+#[derive(Debug, Clone)]
+pub(crate) struct Jobs {
+    /// `runtime`: a program to be tried before those found by themselves.
+    pub runtime: Option<PathBuf>,
+    /// `max_running`, all jobs together.
+    pub max_running: usize,
+    /// `max_running_per_job`.
+    pub max_running_per_job: usize,
+    /// `max_queued`.
+    pub max_queued: usize,
+    /// `limits`.
+    pub limits: RunLimits,
+    /// `retention`.
+    pub retention: Retention,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            runtime: None,
+            max_running: 16,
+            max_running_per_job: 16,
+            max_queued: 1000,
+            limits: RunLimits::default(),
+            retention: Retention::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read(path).with_context(|| {
+            format!("cannot read the configuration {} (name one with --config)", path.display())
+        })?;
+        let flowd = path.file_name().is_some_and(|name| name == "flwd.yaml");
+        let base = std::path::absolute(path)?.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
+        Self::parse(
+            &path.display().to_string(),
+            &text,
+            &base,
+            if flowd { Dialect::Flowd } else { Dialect::Addonfs },
+        )
+    }
+
+    fn parse(file: &str, text: &[u8], base: &Path, dialect: Dialect) -> anyhow::Result<Self> {
+        let node = yaml::parse(text).map_err(|problem| refusal(file, &[problem]))?;
+        let mut report = Report::new(dialect);
+        let Some(mut top) = Field::root(&node).fields(&mut report) else {
+            report.finish(file)?;
+            anyhow::bail!("{file} holds no mapping");
+        };
+        let policy_and_sources = sections(&mut top, base, &mut report);
+        let mut path = |key| top.take(key).and_then(|f| f.text(&mut report)).map(|text| base.join(text));
+        let (mount_point, state_dir) = (path("mount_point"), path("state_dir"));
+        let (cache_dir, docker_config) = (path("cache_dir"), path("docker_config"));
+        let group = top.take("group").and_then(|f| f.text(&mut report));
+        let read = section(&mut top, "read", &mut report, read);
+        let cache = section(&mut top, "cache", &mut report, cache);
+        let jobs = section(&mut top, "jobs", &mut report, |fields, report| jobs(fields, base, report));
+        top.finish(&mut report);
+        let warnings = report.finish(file)?.iter().map(|p| format!("{file}: {p}")).collect();
+        let (policy, sources) = policy_and_sources.resolve(&|path| std::fs::read(path))?;
+        Ok(Self {
+            mount_point,
+            state_dir,
+            cache_dir,
+            group,
+            docker_config,
+            policy,
+            sources,
+            warnings,
+            read,
+            cache,
+            jobs,
+        })
+    }
+}
+
+/// Reads one section; absent it has its defaults.
+fn section<T: Default>(
+    top: &mut Fields<'_>,
+    key: &'static str,
+    report: &mut Report,
+    read: impl FnOnce(&mut Fields<'_>, &mut Report) -> T,
+) -> T {
+    let Some(mut fields) = top.take(key).and_then(|f| f.fields(report)) else { return T::default() };
+    let section = read(&mut fields, report);
+    fields.finish(report);
+    section
+}
+
+fn read(fields: &mut Fields<'_>, report: &mut Report) -> Read {
+    let mut read = Read::default();
+    set(fields, "deadline", report, &mut read.deadline, |text| duration::parse(text).map_err(words));
+    set(fields, "stall_timeout", report, &mut read.stall_timeout, |text| {
+        duration::parse(text).map_err(words)
+    });
+    read
+}
+
+fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
+    let mut cache = Cache::default();
+    set(fields, "quota", report, &mut cache.quota, |text| quantity::parse_memory(text).map_err(words));
+    set(fields, "verify", report, &mut cache.verify, |text| match text {
+        "always" => Ok(Verify::Always),
+        "on-change" => Ok(Verify::OnChange),
+        _ => Err(format!("{text:?} is neither always nor on-change")),
+    });
+    cache
+}
+
+fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
+    let mut jobs = Jobs::default();
+    jobs.runtime = fields.take("runtime").and_then(|f| f.text(report)).map(|text| base.join(text));
+    set(fields, "max_running", report, &mut jobs.max_running, at_least_one);
+    set(fields, "max_running_per_job", report, &mut jobs.max_running_per_job, at_least_one);
+    set(fields, "max_queued", report, &mut jobs.max_queued, at_least_one);
+    if let Some(mut limits) = fields.take("limits").and_then(|f| f.fields(report)) {
+        let bytes = |text: &str| quantity::parse_memory(text).map_err(words);
+        set(&mut limits, "pids", report, &mut jobs.limits.pids, |text| text.parse().map_err(words));
+        set(&mut limits, "tmp", report, &mut jobs.limits.tmp_bytes, bytes);
+        set(&mut limits, "out", report, &mut jobs.limits.out_bytes, bytes);
+        set(&mut limits, "log", report, &mut jobs.limits.log_bytes, bytes);
+        set(&mut limits, "grace", report, &mut jobs.limits.grace, |text| {
+            duration::parse(text).map_err(words)
+        });
+        limits.finish(report);
+    }
+    if let Some(mut retention) = fields.take("retention").and_then(|f| f.fields(report)) {
+        let kept = &mut jobs.retention;
+        set(&mut retention, "max_age", report, &mut kept.max_age, |text| {
+            duration::parse(text).map_err(words)
+        });
+        set(&mut retention, "max_finished", report, &mut kept.max_finished, |text| {
+            text.parse().map_err(words)
+        });
+        set(&mut retention, "unstarted", report, &mut kept.unstarted, |text| {
+            duration::parse(text).map_err(words)
+        });
+        retention.finish(report);
+    }
+    jobs
+}
+
+/// Sets `value` from the text under `key`, if there is one.
+fn set<T>(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    report: &mut Report,
+    value: &mut T,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) {
+    let Some(field) = fields.take(key) else { return };
+    let Some(text) = field.text(report) else { return };
+    match parse(&text) {
+        Ok(parsed) => *value = parsed,
+        Err(reason) => report.problem(&field, reason, ""),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is not a number above 0"))
+}
+
+fn words(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, dialect: Dialect) -> anyhow::Result<Config> {
+        Config::parse("addonfs.yaml", text.as_bytes(), Path::new("/etc/x"), dialect)
+    }
+
+    #[test]
+    fn every_section_is_read() {
+        let text = "mount_point: /mnt/a\nstate_dir: state\ngroup: ops\nread: {deadline: 5s}\n\
+                    cache: {quota: 2Gi, verify: always}\n\
+                    jobs: {runtime: /usr/bin/crun, max_running: 2, limits: {tmp: 1Mi, grace: 1s}, retention: {max_finished: 5}}\n";
+        let config = parse(text, Dialect::Addonfs).unwrap();
+        assert_eq!(config.mount_point.as_deref(), Some(Path::new("/mnt/a")));
+        assert_eq!(config.state_dir.as_deref(), Some(Path::new("/etc/x/state")));
+        assert_eq!(config.read.deadline, Duration::from_secs(5));
+        assert_eq!(config.read.stall_timeout, Duration::from_secs(30));
+        assert_eq!((config.cache.quota, config.cache.verify), (2 << 30, Verify::Always));
+        assert_eq!((config.jobs.max_running, config.jobs.limits.tmp_bytes), (2, 1 << 20));
+        assert_eq!(config.jobs.retention.max_finished, 5);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_here_and_a_warning_in_flowds_file() {
+        let text = "server: {port: 1}\ncache: {qouta: 1}\n";
+        let error = parse(text, Dialect::Addonfs).unwrap_err().to_string();
+        assert!(error.starts_with("E_CONFIG: addonfs.yaml: line 1"), "{error}");
+        assert!(error.contains("line 2") && error.contains("did you mean quota?"), "{error}");
+        assert_eq!(parse(text, Dialect::Flowd).unwrap().warnings.len(), 2);
+    }
+
+    #[test]
+    fn bad_values_are_placed() {
+        for (text, part) in [
+            ("read: {deadline: soon}", "line 1"),
+            ("cache: {verify: never}", "neither always nor on-change"),
+            ("jobs: {max_running: 0}", "not a number above 0"),
+            ("jobs: 3", "expected a mapping"),
+        ] {
+            let error = parse(text, Dialect::Addonfs).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! From a source's pinned reference to its image tree: the steps, in the order that policy demands.
+//!
+//! registry allowed -> signature of the pinned digest -> documents -> add-on manifest (from the top layer down) ->
+//! shown with its jobs -> the other layers -> tree -> `rootfs`. Whatever is on disk already is taken from there, so
+//! that a known image needs no network; the signature is proven again each time, from kept material if need be.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::watch;
+
+use super::board::Board;
+use super::candidate::Candidate;
+use crate::fetch::addon_manifest::{self, Place, Search};
+use crate::fetch::documents::Documents;
+use crate::fetch::error::FetchError;
+use crate::fetch::image::{self, ImageDocuments};
+use crate::fetch::layer::{Layer, Progress, Read};
+use crate::fetch::registry::RegistryOptions;
+use crate::fetch::source::BlobSource;
+use crate::fetch::store::Store;
+use crate::fetch::verified::VerifiedBytes;
+use crate::fetch::{signatures, source};
+use crate::fs::image::{Image, ImageTree, Images, TreeError};
+use crate::policy::admit::{self, AdmittedImage};
+use crate::policy::code::{Code, Denied};
+use crate::policy::image::{Descriptor, Platform};
+use crate::policy::rules::{Policy, VerifyMode};
+use crate::policy::source::spec::{PullPolicy, SourceSpec};
+use crate::policy::source::status::Transition;
+
+/// Largest add-on manifest; the parser's own limit is the same.
+const MAX_ADDON_MANIFEST: u64 = 1 << 20;
+/// Layers that are fetched at the same time: decoding one fills a core, and two hide the pauses of the network.
+const PARALLEL_LAYERS: usize = 2;
+
+/// What a driver needs of the other rooms; the same for all sources.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    /// The rules.
+    pub policy: Policy,
+    /// Small documents on disk.
+    pub documents: Documents,
+    /// Layers on disk.
+    pub store: Arc<Store>,
+    /// The image trees that the kernel sees.
+    pub images: Arc<Images>,
+    /// Where tree files are kept: `<cache>/trees/<manifest hex>`.
+    pub trees: PathBuf,
+    /// How to talk to registries.
+    pub registry: RegistryOptions,
+    /// Which image of an index is ours.
+    pub platform: Platform,
+}
+
+/// Why a source is not ready.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// Until something changes.
+    Refused(Denied),
+    /// For now.
+    Failed(FetchError),
+}
+
+impl From<Denied> for Trouble {
+    fn from(denied: Denied) -> Self {
+        Self::Refused(denied)
+    }
+}
+
+impl From<TreeError> for Trouble {
+    fn from(error: TreeError) -> Self {
+        match &error {
+            TreeError::Disk { source, .. } => {
+                Self::Failed(FetchError::storage("cannot keep the tree", source))
+            }
+            _ => Self::Refused(Denied::new(Code::Oci, format!("the layers do not make a tree: {error}"))),
+        }
+    }
+}
+
+impl From<FetchError> for Trouble {
+    fn from(error: FetchError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// One try at one source.
+pub(crate) struct Acquisition<'a> {
+    /// The rooms.
+    pub rooms: &'a Rooms,
+    /// Where progress is written down.
+    pub board: &'a Board,
+    /// Which source.
+    pub at: usize,
+    /// What it asks for.
+    pub spec: &'a SourceSpec,
+    /// Above zero once somebody wants the layers.
+    pub demand: watch::Receiver<u64>,
+}
+
+impl Acquisition<'_> {
+    /// Runs until `rootfs` is there or something stands in the way.
+    pub(crate) async fn run(mut self) -> Result<(), Trouble> {
+        admit::source(&self.rooms.policy, self.spec)?;
+        self.board.apply(self.at, Transition::Resolve);
+        let options = RegistryOptions { insecure: self.spec.insecure, ..self.rooms.registry.clone() };
+        let source = source::open(&self.spec.image.location, &options)?;
+
+        let admitted = self.admit(source.as_ref()).await?;
+        let documents = self.documents(source.as_ref()).await?;
+        self.board.apply(self.at, Transition::Admitted(admitted.verification().clone()));
+
+        let mut layers: Vec<Option<Layer>> = documents
+            .manifest
+            .layers
+            .iter()
+            .map(|descriptor| Layer::known(&self.rooms.store, Arc::clone(&source), descriptor))
+            .collect::<Result<_, _>>()?;
+        self.show(admitted, &documents, &source, &mut layers).await?;
+        self.wait_for_demand(&layers).await?;
+        self.fetch_missing(&documents, &source, &mut layers).await?;
+        self.board.apply(self.at, Transition::Index);
+        let layers: Vec<Layer> = layers.into_iter().flatten().collect();
+        self.publish(&documents, layers).await
+    }
+
+    /// Signature of the pinned digest. Kept material is tried first; only if it does not do is the source asked.
+    async fn admit(&self, source: &dyn BlobSource) -> Result<AdmittedImage, Trouble> {
+        let (policy, documents) = (&self.rooms.policy, &self.rooms.documents);
+        let pinned = &self.spec.image.digest;
+        let outcome = if admit::verify_mode(policy, self.spec) == VerifyMode::Disabled {
+            admit::image(policy, self.spec, &[])
+        } else {
+            let kept = documents.signatures(pinned).unwrap_or_default();
+            match (kept.is_empty(), admit::image(policy, self.spec, &kept)) {
+                (false, Ok(admitted)) => Ok(admitted),
+                _ => {
+                    self.board.local_done(self.at);
+                    let found = signatures::fetch(source, pinned).await?;
+                    if !found.is_empty() {
+                        documents.put_signatures(pinned, &found)?;
+                    }
+                    admit::image(policy, self.spec, &found)
+                }
+            }
+        };
+        self.board.decided(admit::decision(self.spec, outcome.as_ref()));
+        Ok(outcome?)
+    }
+
+    async fn documents(&self, source: &dyn BlobSource) -> Result<ImageDocuments, Trouble> {
+        if self.rooms.documents.get(&self.spec.image.digest).is_none() {
+            self.board.local_done(self.at);
+        }
+        let rooms = self.rooms;
+        let documents =
+            image::documents(&rooms.documents, source, &self.spec.image.digest, &rooms.platform).await?;
+        self.board.apply(self.at, Transition::Resolved { manifest: documents.digest });
+        Ok(documents)
+    }
+
+    /// Finds the add-on's manifest, fetching from the top only as deep as need be, and shows the add-on.
+    async fn show(
+        &self,
+        admitted: AdmittedImage,
+        documents: &ImageDocuments,
+        source: &Arc<dyn BlobSource>,
+        layers: &mut [Option<Layer>],
+    ) -> Result<(), Trouble> {
+        let mut search = Search::default();
+        for (layer, descriptor) in layers.iter_mut().zip(&documents.manifest.layers).rev() {
+            if layer.is_none() {
+                *layer = Some(self.fetch_one(source, descriptor).await?);
+            }
+            let Some(found) = layer else { continue };
+            if let Some(place) = search.look(found.index())? {
+                let bytes = read_manifest(found, &place).await?;
+                let addon = admit::addon(admitted, &bytes)?;
+                let config = Arc::new(documents.config.clone());
+                let annotations = &documents.manifest.annotations;
+                let candidate =
+                    Candidate::new(self.spec, &addon, config, documents.digest, place.folder, annotations);
+                self.board.propose(self.at, candidate)?;
+                return Ok(());
+            }
+            if !search.may_go_on() {
+                break;
+            }
+        }
+        Err(addon_manifest::missing().into())
+    }
+
+    async fn fetch_one(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        descriptor: &Descriptor,
+    ) -> Result<Layer, Trouble> {
+        self.forbid_if_never(descriptor)?;
+        self.board.local_done(self.at);
+        let progress = Arc::new(Progress::new(descriptor.size));
+        self.board.fetching(self.at, &progress);
+        Ok(Layer::ingest(&self.rooms.store, Arc::clone(source), descriptor, &progress).await?)
+    }
+
+    /// `pull_policy: never` takes what is in the store; `addonfs pull` is a person's word against it.
+    fn forbid_if_never(&self, descriptor: &Descriptor) -> Result<(), Denied> {
+        if self.spec.pull_policy != PullPolicy::Never || *self.demand.borrow() > 0 {
+            return Ok(());
+        }
+        Err(Denied::new(
+            Code::Oci,
+            format!(
+                "layer {} is not in the store and pull_policy is never: `addonfs pull {}` fetches it",
+                descriptor.digest, self.spec.name
+            ),
+        ))
+    }
+
+    /// With `pull_policy: on-run` the layers below the manifest's wait until a run or a person wants them.
+    async fn wait_for_demand(&mut self, layers: &[Option<Layer>]) -> Result<(), Trouble> {
+        let lazy = matches!(self.spec.pull_policy, PullPolicy::OnRun);
+        if !lazy || layers.iter().all(Option::is_some) || *self.demand.borrow() > 0 {
+            return Ok(());
+        }
+        self.board.apply(self.at, Transition::Wait);
+        self.board.local_done(self.at);
+        // The sender lives as long as the daemon: an error means that it stops.
+        let _ = self.demand.wait_for(|count| *count > 0).await;
+        Ok(())
+    }
+
+    async fn fetch_missing(
+        &self,
+        documents: &ImageDocuments,
+        source: &Arc<dyn BlobSource>,
+        layers: &mut [Option<Layer>],
+    ) -> Result<(), Trouble> {
+        let missing: Vec<usize> = (0..layers.len()).rev().filter(|i| layers[*i].is_none()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let descriptors = &documents.manifest.layers;
+        for index in &missing {
+            self.forbid_if_never(&descriptors[*index])?;
+        }
+        self.board.local_done(self.at);
+        let progress = Arc::new(Progress::new(missing.iter().map(|index| descriptors[*index].size).sum()));
+        self.board.fetching(self.at, &progress);
+        let fetched: Vec<(usize, Layer)> = stream::iter(missing)
+            .map(|index| {
+                let (source, progress) = (Arc::clone(source), Arc::clone(&progress));
+                async move {
+                    let layer =
+                        Layer::ingest(&self.rooms.store, source, &descriptors[index], &progress).await?;
+                    Ok::<_, FetchError>((index, layer))
+                }
+            })
+            .buffer_unordered(PARALLEL_LAYERS)
+            .try_collect()
+            .await?;
+        for (index, layer) in fetched {
+            layers[index] = Some(layer);
+        }
+        Ok(())
+    }
+
+    /// Opens the merged tree, making it if it is not there or not whole, and gives it to the kernel's side.
+    async fn publish(&self, documents: &ImageDocuments, layers: Vec<Layer>) -> Result<(), Trouble> {
+        let digest = documents.digest;
+        let path = self.rooms.trees.join(digest.hex());
+        let created = documents.config.created.unwrap_or(0);
+        let (tree, layers) = tokio::task::spawn_blocking(move || -> Result<_, TreeError> {
+            let tree = match ImageTree::open(&path) {
+                Ok(tree) => tree,
+                Err(_) => {
+                    let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
+                    ImageTree::build(&path, &indexes, created)?;
+                    ImageTree::open(&path)?
+                }
+            };
+            Ok((tree, layers))
+        })
+        .await
+        .map_err(|e| FetchError::storage("building the tree", &std::io::Error::other(e)))??;
+        let (manifest_json, config_json) = (documents.manifest_json.clone(), documents.config_json.clone());
+        let image = Image { tree, layers, manifest_json, config_json };
+        self.rooms
+            .images
+            .insert(digest, Arc::new(image))
+            .map_err(|error| Denied::new(Code::Oci, error.to_string()))?;
+        self.board.set_rootfs(self.at, digest);
+        self.board.apply(self.at, Transition::Ready);
+        self.board.local_done(self.at);
+        Ok(())
+    }
+}
+
+async fn read_manifest(layer: &Layer, place: &Place) -> Result<VerifiedBytes, Trouble> {
+    if place.size > MAX_ADDON_MANIFEST {
+        return Err(Denied::new(
+            Code::AddonManifest,
+            format!(
+                "/{}/manifest.yaml has {} bytes: at most {MAX_ADDON_MANIFEST} are read",
+                place.folder, place.size
+            ),
+        )
+        .into());
+    }
+    let length = u32::try_from(place.size).unwrap_or(u32::MAX);
+    Ok(match layer.read(place.file, 0, length) {
+        Read::Ready(bytes) => bytes,
+        Read::Pending(bytes) => bytes.await?,
+    })
+}

@@ -1,0 +1,140 @@
+//! The drivers: one task a source, from its spec to `ready`, again after a failure, at once when somebody asks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::acquire::{Acquisition, Rooms, Trouble};
+use super::board::Board;
+use super::clock;
+use crate::jobs::{EnsureImage, Progress};
+use crate::policy::source::spec::SourceSpec;
+use crate::policy::source::status::{Phase, Transition};
+
+/// The drivers of all sources.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    board: Arc<Board>,
+    demand: Vec<watch::Sender<u64>>,
+}
+
+impl Sources {
+    /// Drivers for `count` sources, none of them started.
+    pub(crate) fn new(board: Arc<Board>, count: usize) -> Arc<Self> {
+        let demand = (0..count).map(|_| watch::Sender::new(0)).collect();
+        Arc::new(Self { board, demand })
+    }
+
+    /// Starts a driver for each source, in the order of the board.
+    pub(crate) fn start(&self, rooms: &Arc<Rooms>, specs: Vec<SourceSpec>) {
+        for (at, (spec, demand)) in specs.into_iter().zip(&self.demand).enumerate() {
+            tokio::spawn(drive(Arc::clone(rooms), Arc::clone(&self.board), at, spec, demand.subscribe()));
+        }
+        tokio::spawn(tick(Arc::clone(&self.board)));
+    }
+
+    /// Somebody wants the image of this source now: layers that wait are fetched, a failure is tried again at once.
+    pub(crate) fn want(&self, at: usize) {
+        if let Some(demand) = self.demand.get(at) {
+            demand.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The hook of the jobs room: waits until the image of a source is in the tree.
+    pub(crate) fn ensure_image(self: &Arc<Self>) -> EnsureImage {
+        let sources = Arc::clone(self);
+        Arc::new(move |name: String, progress: Progress| -> BoxFuture<'static, Result<(), String>> {
+            let sources = Arc::clone(&sources);
+            Box::pin(async move { sources.ensure(&name, &progress).await })
+        })
+    }
+
+    async fn ensure(&self, name: &str, progress: &Progress) -> Result<(), String> {
+        let at = self.board.find(name).ok_or_else(|| format!("there is no source {name:?}"))?;
+        let mut changes = self.board.watch();
+        if self.board.phase(at) != Phase::Ready {
+            self.want(at);
+        }
+        let mut tried = false;
+        loop {
+            changes.mark_unchanged();
+            match self.board.phase(at) {
+                Phase::Ready => return Ok(()),
+                Phase::Refused(denied) if tried => return Err(denied.to_string()),
+                Phase::Failed { message, .. } if tried => return Err(message),
+                Phase::Fetching { done, total } => {
+                    tried = true;
+                    progress(format!("fetching the image: {done} of {total} bytes"));
+                }
+                Phase::Resolving | Phase::Verifying | Phase::Indexing => tried = true,
+                _ => {}
+            }
+            // What was refused or failed before gets its one new try; a driver takes it up within a moment.
+            if tokio::time::timeout(Duration::from_secs(1), changes.changed()).await.is_err() {
+                tried = true;
+            }
+        }
+    }
+}
+
+async fn drive(
+    rooms: Arc<Rooms>,
+    board: Arc<Board>,
+    at: usize,
+    spec: SourceSpec,
+    mut demand: watch::Receiver<u64>,
+) {
+    loop {
+        demand.mark_unchanged();
+        let acquisition =
+            Acquisition { rooms: &rooms, board: &board, at, spec: &spec, demand: demand.clone() };
+        let retry = match acquisition.run().await {
+            Ok(()) => None,
+            Err(Trouble::Refused(denied)) => {
+                board.withdraw(at);
+                board.apply(at, Transition::Refuse(denied));
+                None
+            }
+            Err(Trouble::Failed(error)) => {
+                let asked = error.retry_after.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+                let wait = board.backoff_ms(at, asked);
+                let retry_at_ms = clock::now_ms().saturating_add(wait);
+                board.apply(at, Transition::Fail { message: error.to_string(), retry_at_ms });
+                Some(Duration::from_millis(wait))
+            }
+        };
+        board.local_done(at);
+        let asked = async {
+            loop {
+                if demand.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                if board.phase(at) != Phase::Ready {
+                    return;
+                }
+            }
+        };
+        match retry {
+            Some(wait) => {
+                let _ = tokio::time::timeout(wait, asked).await;
+            }
+            None => asked.await,
+        }
+    }
+}
+
+/// While bytes arrive, what shows them is rendered anew a few times a second.
+async fn tick(board: Arc<Board>) {
+    let mut changes = board.watch();
+    loop {
+        while !board.any_fetching() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        board.bytes_arrived();
+    }
+}

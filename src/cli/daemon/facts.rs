@@ -1,0 +1,205 @@
+//! The daemon's facts for the control tree, and its obedience to `ctl` lines.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::board::Board;
+use super::candidate::json_file;
+use super::clock;
+use super::drive::Sources;
+use super::events::EventLog;
+use super::holder::HoldOptions;
+use super::metrics;
+use super::shutdown::{Stop, Stops};
+use crate::fetch::store::Store;
+use crate::fs::error::FsError;
+use crate::fs::facts::{CtlTarget, Facts, ShownSource, SourceFiles};
+use crate::fs::kernel::backing::Backings;
+use crate::jobs::Jobs;
+use crate::policy::event::Event;
+use crate::policy::rules::Profile;
+
+/// What the control tree shows of the daemon.
+#[derive(Debug)]
+pub(crate) struct DaemonFacts {
+    /// The board of sources.
+    pub board: Arc<Board>,
+    /// The drivers.
+    pub sources: Arc<Sources>,
+    /// The jobs room.
+    pub jobs: Jobs,
+    /// The event files.
+    pub events: Arc<EventLog>,
+    /// The store.
+    pub store: Arc<Store>,
+    /// Where a request to stop goes.
+    pub stops: Stops,
+    /// The holder's options.
+    pub options: HoldOptions,
+    /// The profile in force.
+    pub profile: Profile,
+    /// When this daemon started, milliseconds since 1970.
+    pub started_ms: u64,
+    /// How files are read, once the image connection is served.
+    pub reading: OnceLock<Backings>,
+    /// Whether the connections survive this daemon, once they are served.
+    pub survives: OnceLock<bool>,
+    /// The last refusal of a daemon's or source's `ctl`.
+    pub last_error: Mutex<Arc<[u8]>>,
+}
+
+impl DaemonFacts {
+    fn status(&self) -> Value {
+        let (sources, settled) = self.board.statuses();
+        let counts = self.jobs.counts();
+        let runtime = match self.jobs.runtime() {
+            Ok(info) => json!({
+                "how": format!("{} {}", info.name, info.version),
+                "name": info.name, "path": info.path, "version": info.version,
+            }),
+            Err(reason) => json!({"how": format!("none: {reason}"), "unavailable": reason}),
+        };
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "started": clock::text(self.started_ms),
+            "mount_point": self.options.mount_point,
+            "images_dir": self.options.images_dir,
+            "config": self.options.config,
+            "state_dir": self.options.dirs.state,
+            "cache_dir": self.options.dirs.cache,
+            "profile": self.profile,
+            "settled": settled,
+            "reading": self.reading(),
+            "survival": self.survival(),
+            "runtime": runtime,
+            "runs": {"running": counts.running, "queued": counts.queued},
+            "store": {"bytes": self.store.used_bytes(), "quota_bytes": self.store.options().quota_bytes},
+            "sources": sources,
+        })
+    }
+
+    fn reading(&self) -> Value {
+        let Some(backings) = self.reading.get() else {
+            return json!({"passthrough": null, "how": "not served yet"});
+        };
+        use crate::fs::kernel::backing::Passthrough;
+        match backings.passthrough() {
+            Passthrough::On => {
+                json!({"passthrough": true, "how": "complete files through the kernel (passthrough)"})
+            }
+            Passthrough::Off(reason) => {
+                json!({"passthrough": false, "how": format!("by the daemon (passthrough is off: {reason})")})
+            }
+            Passthrough::Untried => {
+                json!({"passthrough": null, "how": "complete files through the kernel if it can (not tried yet)"})
+            }
+        }
+    }
+
+    fn survival(&self) -> Value {
+        match self.survives.get() {
+            None => json!({"resend": null, "how": "not served yet"}),
+            Some(true) => json!({"resend": true, "how": "open files outlive the daemon"}),
+            Some(false) => json!({
+                "resend": false,
+                "how": "open files outlive the daemon, but requests under way at its death hang \
+                        (the kernel has no FUSE_NOTIFY_RESEND: Linux 6.9 or newer is needed)",
+            }),
+        }
+    }
+
+    fn daemon_command(&self, words: &[&str]) -> Result<String, FsError> {
+        let stop = match words {
+            ["stop"] => Stop::IfIdle,
+            ["stop", "cancel"] => Stop::Cancel,
+            ["stop", "wait"] => Stop::Wait,
+            _ => return Err(FsError::Invalid(unknown(words, "stop, stop cancel, stop wait"))),
+        };
+        let live = self.jobs.live_runs();
+        if stop == Stop::IfIdle && !live.is_empty() {
+            let names: Vec<String> =
+                live.iter().map(|run| format!("{}/runs/{}", run.job_id(), run.name())).collect();
+            return Err(FsError::Busy(format!(
+                "{} still live: {}; wait for them (stop wait), or cancel them (stop cancel)",
+                if names.len() == 1 { "a run is" } else { "runs are" },
+                names.join(", ")
+            )));
+        }
+        self.stops.ask(stop);
+        Ok("stopping\n".to_owned())
+    }
+
+    fn source_command(&self, name: &str, words: &[&str]) -> Result<String, FsError> {
+        let at = self.board.find(name).ok_or(FsError::NotFound)?;
+        match words {
+            ["pull"] => {
+                self.board.ask_again(at);
+                self.sources.want(at);
+                Ok("pulling\n".to_owned())
+            }
+            _ => Err(FsError::Invalid(unknown(words, "pull"))),
+        }
+    }
+}
+
+fn unknown(words: &[&str], known: &str) -> String {
+    format!("unknown command {:?}: known are {known}", words.join(" "))
+}
+
+impl Facts for DaemonFacts {
+    fn generation(&self) -> u64 {
+        self.board.generation() + self.jobs.generation()
+    }
+
+    fn shown(&self) -> Vec<Arc<ShownSource>> {
+        self.board.shown()
+    }
+
+    fn sources(&self) -> Vec<Arc<SourceFiles>> {
+        self.board.files()
+    }
+
+    fn status_json(&self) -> Arc<[u8]> {
+        json_file(&self.status())
+    }
+
+    fn discovery_errors(&self) -> Arc<[u8]> {
+        self.board.discovery_errors().into_bytes().into()
+    }
+
+    fn last_error(&self) -> Arc<[u8]> {
+        Arc::clone(&self.last_error.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn metrics(&self) -> Arc<[u8]> {
+        metrics::render(&self.board, &self.jobs, &self.store).into_bytes().into()
+    }
+
+    fn events_file(&self) -> PathBuf {
+        self.events.path()
+    }
+
+    fn source_events_file(&self, source: &str) -> Option<PathBuf> {
+        self.board.find(source).map(|_| self.events.source_path(source))
+    }
+
+    fn control(&self, target: &CtlTarget, line: &str, _uid: u32) -> Result<String, FsError> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match target {
+            CtlTarget::Daemon => self.daemon_command(&words),
+            CtlTarget::Source(name) => self.source_command(name, &words),
+        };
+        if let Err(error) = &answer {
+            let words = format!("{error}\n").into_bytes().into();
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = words;
+        }
+        answer
+    }
+
+    fn tell(&self, event: Event) {
+        self.events.write(&event);
+    }
+}

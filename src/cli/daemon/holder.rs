@@ -1,0 +1,282 @@
+//! The holder: the tiny parent that opens both `/dev/fuse`, mounts, and keeps the descriptors while daemons come and go.
+//!
+//! The kernel keeps a FUSE connection as long as any process holds its descriptor. The holder therefore does nothing
+//! that could fail: one thread, no network, no parsing; it starts a daemon with the descriptors and starts the next
+//! one when that dies. The image connection is mounted below the control tree, so its mount(2) needs a daemon that
+//! answers lookups: a short child of the holder makes that mount, the holder itself never touches the tree.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use super::inherit::Descriptors;
+use super::lock::StateLock;
+use crate::cli::dirs::Dirs;
+use crate::fs::kernel::mount::{self, Tree};
+
+/// What a holder and its daemons need to know; travels as one JSON argument.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct HoldOptions {
+    /// The mount point, absolute.
+    pub mount_point: PathBuf,
+    /// Where the image connection is mounted: below the mount point, or elsewhere for an ordinary user.
+    pub images_dir: PathBuf,
+    /// The configuration file, absolute.
+    pub config: PathBuf,
+    /// Where things are kept.
+    pub dirs: Dirs,
+    /// Stay attached to the terminal.
+    pub foreground: bool,
+}
+
+impl HoldOptions {
+    fn nested(&self) -> bool {
+        self.images_dir.starts_with(&self.mount_point)
+    }
+}
+
+/// What the holder or the daemon says once on the ready pipe.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ready {
+    /// The tree answers.
+    Mounted,
+    /// It does not, and will not.
+    Failed(String),
+}
+
+impl Ready {
+    /// Says it; the reader may be gone already, which is its own business.
+    pub(crate) fn say(&self, pipe: impl AsFd) {
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        let _ = rustix::io::write(pipe, &line);
+    }
+}
+
+/// A daemon that exits with this number will fail again the same way: it is not started anew.
+pub(crate) const HOPELESS: u8 = 3;
+
+/// Deaths within [`QUICK`] of a start before the holder gives up.
+const QUICK_DEATHS: u32 = 5;
+/// A daemon that lived this long started properly.
+const QUICK: Duration = Duration::from_secs(2);
+/// Between a death and the next start after a quick death; callers wait meanwhile.
+const BACKOFF: Duration = Duration::from_millis(200);
+
+/// Runs as the holder until the mount is taken down. `ready` is the pipe to the waiting `addonfs mount`.
+pub(crate) fn hold(options: &HoldOptions, ready: OwnedFd) -> ExitCode {
+    let report = ready.try_clone();
+    match Holder::open(options, ready).and_then(|mut holder| holder.run()) {
+        Ok(code) => code,
+        Err(error) => {
+            if let Ok(report) = report {
+                Ready::Failed(format!("{error:#}")).say(report);
+            }
+            tracing::error!("holder: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Holder<'a> {
+    options: &'a HoldOptions,
+    descriptors: Descriptors,
+    mounted: File,
+    images_mounted: bool,
+}
+
+impl<'a> Holder<'a> {
+    fn open(options: &'a HoldOptions, ready: OwnedFd) -> anyhow::Result<Self> {
+        if !options.foreground {
+            nix::unistd::setsid().context("cannot leave the terminal's session")?;
+        }
+        let lock = StateLock::take(&options.dirs.state)?;
+        clear_dead(&options.mount_point)?;
+        let control = mount::mount(Tree::Control, &options.mount_point)?.device;
+        let (images, images_mounted) = if options.nested() {
+            (mount::open_device()?, false)
+        } else {
+            clear_dead(&options.images_dir)?;
+            std::fs::create_dir_all(&options.images_dir)?;
+            (mount::mount(Tree::Images, &options.images_dir)?.device, true)
+        };
+        let (mounted_reader, mounted) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let descriptors = Descriptors {
+            control,
+            images,
+            control_init: memfd_create("addonfs-control-init", MemfdFlags::CLOEXEC)?,
+            images_init: memfd_create("addonfs-images-init", MemfdFlags::CLOEXEC)?,
+            lock: lock.into_fd(),
+            ready,
+            mounted: mounted_reader,
+        };
+        Ok(Self { options, descriptors, mounted: File::from(mounted), images_mounted })
+    }
+
+    fn run(&mut self) -> anyhow::Result<ExitCode> {
+        let signals = watched_signals();
+        signals.thread_block()?;
+        let mut quick_deaths = 0;
+        loop {
+            let started = Instant::now();
+            let mut daemon = self.start_daemon()?;
+            let status = match self.attend(&daemon, &signals) {
+                Ok(status) => status,
+                Err(error) => {
+                    let _ = daemon.kill();
+                    self.take_down();
+                    return Err(error);
+                }
+            };
+            match status {
+                WaitStatus::Exited(_, 0) => return Ok(ExitCode::SUCCESS),
+                WaitStatus::Exited(_, code) if code == i32::from(HOPELESS) => {
+                    self.take_down();
+                    return Ok(ExitCode::from(HOPELESS));
+                }
+                other => tracing::warn!("the daemon ended ({other:?}); starting it again"),
+            }
+            if started.elapsed() < QUICK {
+                quick_deaths += 1;
+                if quick_deaths >= QUICK_DEATHS {
+                    self.take_down();
+                    anyhow::bail!("the daemon died {quick_deaths} times right after its start; see its log");
+                }
+                std::thread::sleep(BACKOFF);
+            } else {
+                quick_deaths = 0;
+            }
+        }
+    }
+
+    fn start_daemon(&mut self) -> anyhow::Result<Child> {
+        if self.images_mounted {
+            self.tell_mounted()?;
+        }
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("__daemon").arg(serde_json::to_string(self.options)?);
+        self.descriptors.spawn_with(&mut command)
+    }
+
+    /// One byte for each daemon that is told; a daemon reads exactly one.
+    fn tell_mounted(&mut self) -> anyhow::Result<()> {
+        self.mounted.write_all(b"m").context("cannot tell the daemon that its images are mounted")
+    }
+
+    /// Waits for the daemon's end; meanwhile mounts the images and passes signals on.
+    fn attend(&mut self, daemon: &Child, signals: &SigSet) -> anyhow::Result<WaitStatus> {
+        let daemon = Pid::from_raw(i32::try_from(daemon.id())?);
+        let mut helper = if self.images_mounted { None } else { Some(self.start_image_mount()?) };
+        loop {
+            match signals.wait()? {
+                Signal::SIGCHLD => {}
+                signal => {
+                    let _ = nix::sys::signal::kill(daemon, signal);
+                    continue;
+                }
+            }
+            if let Some(pid) = helper
+                && let Some(status) = reaped(pid)?
+            {
+                helper = None;
+                self.image_mount_ended(status)?;
+            }
+            if let Some(status) = reaped(daemon)? {
+                if let Some(pid) = helper {
+                    // It waits in mount(2) for a lookup that the next daemon will answer, or was never asked.
+                    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+                }
+                return Ok(status);
+            }
+        }
+    }
+
+    fn start_image_mount(&self) -> anyhow::Result<Pid> {
+        use std::os::fd::AsRawFd as _;
+        let images = &self.descriptors.images;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("__mount-images").arg(images.as_raw_fd().to_string()).arg(&self.options.images_dir);
+        rustix::io::fcntl_setfd(images, rustix::io::FdFlags::empty())?;
+        let child = command.spawn();
+        rustix::io::fcntl_setfd(images, rustix::io::FdFlags::CLOEXEC)?;
+        Ok(Pid::from_raw(i32::try_from(child?.id())?))
+    }
+
+    fn image_mount_ended(&mut self, status: WaitStatus) -> anyhow::Result<()> {
+        match status {
+            WaitStatus::Exited(_, 0) => {
+                self.images_mounted = true;
+                self.tell_mounted()
+            }
+            other => {
+                let dir = self.options.images_dir.display();
+                anyhow::bail!("cannot mount the image trees at {dir} ({other:?}); see the log")
+            }
+        }
+    }
+
+    /// Detaching the mount point detaches what is mounted below it too.
+    fn take_down(&self) {
+        if self.images_mounted && !self.options.nested() {
+            let _ = mount::unmount(&self.options.images_dir);
+        }
+        if let Err(error) = mount::unmount(&self.options.mount_point) {
+            tracing::error!("cannot unmount {}: {error}", self.options.mount_point.display());
+        }
+    }
+}
+
+/// SIGCHLD wakes the holder; the others are passed on to the daemon, which decides what they mean.
+fn watched_signals() -> SigSet {
+    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
+}
+
+fn reaped(pid: Pid) -> anyhow::Result<Option<WaitStatus>> {
+    match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
+        WaitStatus::StillAlive => Ok(None),
+        status => Ok(Some(status)),
+    }
+}
+
+/// Detaches what an earlier holder and daemon left behind when both were killed.
+fn clear_dead(path: &Path) -> anyhow::Result<()> {
+    while let Some(connection) = mount::connection_of(path) {
+        match mount::state(path, connection) {
+            mount::State::Dead => mount::unmount(path)?,
+            _ => anyhow::bail!("{} is mounted already: `addonfs umount` takes it down", path.display()),
+        }
+    }
+    Ok(())
+}
+
+/// The child that mounts the image connection: `addonfs __mount-images FD PATH`.
+pub(crate) fn mount_images(descriptor: &str, path: &Path) -> anyhow::Result<()> {
+    let number: i32 = descriptor.parse().context("not a descriptor number")?;
+    mount::mount_images(super::inherit::adopt(number)?, path)?;
+    Ok(())
+}
+
+/// Where the image connection of a mount is mounted.
+///
+/// Root nests it below the control tree, so that one bind of the mount point carries both. An ordinary user's
+/// fusermount3 gives each descriptor to whoever called it, which for a nested mount would not be the holder: there
+/// the images lie in the runtime directory and `rootfs` is an absolute link.
+pub(crate) fn images_dir(mount_point: &Path, runtime: &Path) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt as _;
+    if nix::unistd::geteuid().is_root() {
+        return mount_point.join(".addonfs/images");
+    }
+    let id = crate::policy::digest::Digest::of(mount_point.as_os_str().as_bytes()).hex();
+    runtime.join(format!("images-{}", &id[..16]))
+}

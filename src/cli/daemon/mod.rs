@@ -1,0 +1,20 @@
+//! The daemon: opens its rooms in order, drives the sources, serves the two trees, and closes in the reverse order.
+//!
+//! Started by the holder (`holder`), again and again if need be, each time with the same descriptors (`inherit`).
+//! Order of a start: spawner (forked while there is one thread) -> runtime -> store, documents, journal -> control
+//! tree answers -> images mounted and answer -> sources. Nothing in here waits inside a file system request.
+
+mod acquire;
+mod board;
+mod candidate;
+mod clock;
+mod drive;
+mod events;
+mod facts;
+pub(crate) mod holder;
+pub(crate) mod inherit;
+pub(crate) mod lock;
+mod metrics;
+pub(crate) mod serve;
+mod shutdown;
+mod wiring;

@@ -1,0 +1,262 @@
+//! Start of a daemon, in order, and its life until it is told to stop.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::SigSet;
+use tokio::runtime::Handle;
+
+use super::acquire::Rooms;
+use super::board::Board;
+use super::clock;
+use super::drive::Sources;
+use super::events::EventLog;
+use super::facts::DaemonFacts;
+use super::holder::{HOPELESS, HoldOptions, Ready};
+use super::inherit::Descriptors;
+use super::shutdown::{self, StopRequests};
+use super::wiring;
+use crate::cli::config::Config;
+use crate::cli::logging;
+use crate::fetch::documents::Documents;
+use crate::fs::control::ControlTree;
+use crate::fs::image::Images;
+use crate::fs::kernel::backing::Backings;
+use crate::fs::kernel::control::{ControlConnection, forget_name};
+use crate::fs::kernel::images::{ImageFs, ReadLimits};
+use crate::fs::kernel::session::{SavedInit, Serving};
+use crate::jobs::Jobs;
+use crate::jobs::spawner::Spawner;
+use crate::policy::event::EventSink;
+use crate::policy::platform::Platform;
+
+/// How long a successor waits for what its predecessor showed; all of it comes from the disk.
+const LOCAL: Duration = Duration::from_secs(20);
+/// How long open files keep an unmounted connection served. Their readers get ENOTCONN afterwards.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Runs as the daemon: `addonfs __daemon OPTIONS`.
+pub(crate) fn main(options: &str) -> ExitCode {
+    let descriptors = match Descriptors::take() {
+        Ok(descriptors) => descriptors,
+        Err(error) => {
+            eprintln!("addonfs: {error:#}");
+            return ExitCode::from(HOPELESS);
+        }
+    };
+    // The holder waits for its signals with all of them blocked, and a child inherits that.
+    let _ = SigSet::all().thread_unblock();
+    let ready = descriptors.ready.try_clone();
+    match serve(options, descriptors) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("daemon: {error:#}");
+            if let Ok(ready) = ready {
+                Ready::Failed(format!("{error:#}")).say(ready);
+            }
+            ExitCode::from(HOPELESS)
+        }
+    }
+}
+
+fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
+    let options: HoldOptions =
+        serde_json::from_str(options).context("the holder's options are not readable")?;
+    // First of all: what the spawner starts must be bound by nothing that this process opens or gives up later.
+    let spawner = Spawner::start().context("cannot start the spawner process")?;
+    logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
+    let config = Config::read(&options.config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("addonfs-rt")
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    let result = runtime.block_on(live(options, config, spawner, descriptors));
+    // Work that nobody waits for any more must not keep an ended daemon alive.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Everything between the start of the runtime and its end.
+async fn live(
+    options: HoldOptions,
+    config: Config,
+    spawner: Spawner,
+    mut descriptors: Descriptors,
+) -> anyhow::Result<()> {
+    let opened = Opened::open(options, config, &spawner)?;
+    let resumed = saved(&mut descriptors.control_init)?.is_some();
+    if resumed {
+        opened.wait_local().await;
+    }
+    let control = opened.serve_control(&mut descriptors)?;
+    let images = opened.serve_images(&mut descriptors).await?;
+    Ready::Mounted.say(&descriptors.ready);
+    tracing::info!(mount_point = %opened.facts.options.mount_point.display(), resumed, "the tree answers");
+    drop(descriptors);
+
+    let Opened { facts, mut stops, .. } = opened;
+    stops.wait(&facts.jobs).await?;
+    take_down(&facts.options, &spawner).await?;
+    tokio::task::spawn_blocking(move || {
+        for serving in [images, control] {
+            if let Err(error) = serving.stop(DRAIN) {
+                tracing::debug!("a connection ended with {error}");
+            }
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+/// The rooms of a daemon, open and connected, with the drivers under way.
+struct Opened {
+    facts: Arc<DaemonFacts>,
+    control: Arc<ControlTree>,
+    images: Arc<Images>,
+    limits: ReadLimits,
+    stops: StopRequests,
+}
+
+impl Opened {
+    fn open(options: HoldOptions, config: Config, spawner: &Spawner) -> anyhow::Result<Self> {
+        let started_ms = clock::now_ms();
+        wiring::private_dirs(&options)?;
+        let events = Arc::new(EventLog::open(&options.dirs.state)?);
+        let sink = {
+            let events = Arc::clone(&events);
+            EventSink::new(move |event| events.write(&event))
+        };
+        let store = wiring::store(&options, &config)?;
+        let board = Arc::new(Board::new(&config.sources, sink.clone()));
+        let sources = Sources::new(Arc::clone(&board), config.sources.len());
+        let jobs = Jobs::open(
+            wiring::jobs_options(&options, &config, sources.ensure_image())?,
+            wiring::executor(&options, &config, spawner)?,
+            sink,
+            Handle::current(),
+        )?;
+        let images = Arc::new(Images::new(wiring::owner()));
+        let (stopper, stops) = shutdown::channel();
+        let facts = Arc::new(DaemonFacts {
+            board: Arc::clone(&board),
+            sources: Arc::clone(&sources),
+            jobs: jobs.clone(),
+            events,
+            store: Arc::clone(&store),
+            stops: stopper,
+            profile: config.policy.profile,
+            started_ms,
+            reading: OnceLock::new(),
+            survives: OnceLock::new(),
+            last_error: Mutex::new(Arc::from([])),
+            options,
+        });
+        let control = Arc::new(ControlTree::new(
+            Arc::clone(&facts) as _,
+            jobs.clone(),
+            wiring::control_options(&facts.options, &config)?,
+        ));
+        {
+            let control = Arc::clone(&control);
+            board.connect(jobs, move || control.changed());
+        }
+        let rooms = Arc::new(Rooms {
+            documents: Documents::open(&facts.options.dirs.cache)?,
+            store,
+            images: Arc::clone(&images),
+            trees: wiring::trees_dir(&facts.options)?,
+            registry: wiring::registry_options(&config, spawner),
+            platform: Platform::host(),
+            policy: config.policy,
+        });
+        sources.start(&rooms, config.sources);
+        let limits = ReadLimits { deadline: config.read.deadline, ..ReadLimits::default() };
+        Ok(Self { facts, control, images, limits, stops })
+    }
+
+    /// Waits until everything that an earlier daemon showed is shown again: the kernel remembers it, and an inode
+    /// that nobody knows would be an error for whoever has it open.
+    async fn wait_local(&self) {
+        let mut changes = self.facts.board.watch();
+        let all = async {
+            while !self.facts.board.all_local_done() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(LOCAL, all).await.is_err() {
+            tracing::warn!("not everything that was shown before could be shown again in time");
+        }
+    }
+
+    fn serve_control(&self, descriptors: &mut Descriptors) -> anyhow::Result<Serving> {
+        let connection = ControlConnection::new(Arc::clone(&self.control), Handle::current());
+        let device = descriptors.control.try_clone()?;
+        let init = init(&device, &mut descriptors.control_init)?;
+        let (serving, init) =
+            Serving::start(connection, device, Some(init)).context("cannot serve the control tree")?;
+        let _ = self.facts.survives.set(init.survives());
+        self.control.on_forget_name(forget_name(serving.notifier()));
+        Ok(serving)
+    }
+
+    async fn serve_images(&self, descriptors: &mut Descriptors) -> anyhow::Result<Serving> {
+        let mut mounted = File::from(descriptors.mounted.try_clone()?);
+        tokio::task::spawn_blocking(move || mounted.read_exact(&mut [0]))
+            .await?
+            .context("the holder ended before the images were mounted")?;
+        let device = descriptors.images.try_clone()?;
+        let journal = self.facts.options.dirs.runtime.join(wiring::backing_journal(&self.facts.options));
+        let backings = match saved(&mut descriptors.images_init)? {
+            Some(_) => Backings::resume(&journal),
+            None => Backings::create(&journal),
+        }
+        .with_context(|| format!("cannot open {}", journal.display()))?;
+        let connection =
+            ImageFs::new(Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits);
+        let init = init(&device, &mut descriptors.images_init)?;
+        let (serving, _) =
+            Serving::start(connection, device, Some(init)).context("cannot serve the image trees")?;
+        if let Ok(probe) = tempfile::tempfile_in(&self.facts.options.dirs.cache) {
+            backings.probe(serving.device().as_fd(), &probe);
+        }
+        let _ = self.facts.reading.set(backings);
+        Ok(serving)
+    }
+}
+
+/// The connection's INIT: kept by an earlier daemon, or read from the device now and kept before it is answered.
+fn init(device: &OwnedFd, memory: &mut OwnedFd) -> anyhow::Result<SavedInit> {
+    if let Some(init) = saved(memory)? {
+        return Ok(init);
+    }
+    let init = SavedInit::receive(device.as_fd()).context("the kernel sent no first request")?;
+    File::from(memory.try_clone()?).write_all(init.as_bytes())?;
+    Ok(init)
+}
+
+fn saved(memory: &mut OwnedFd) -> anyhow::Result<Option<SavedInit>> {
+    let mut file = File::from(memory.try_clone()?);
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(SavedInit::from_bytes(&bytes)?))
+}
+
+/// Detaches the mounts. The spawner does it: this process must not touch what it serves.
+async fn take_down(options: &HoldOptions, spawner: &Spawner) -> anyhow::Result<()> {
+    if !options.images_dir.starts_with(&options.mount_point) {
+        wiring::unmount(spawner, &options.images_dir).await?;
+    }
+    wiring::unmount(spawner, &options.mount_point).await
+}

@@ -1,0 +1,25 @@
+//! The one place that turns an error into words on stderr and an exit code.
+
+use std::process::ExitCode;
+
+/// Something was refused or failed.
+pub(crate) const FAILURE: u8 = 1;
+
+/// Prints the error with its causes, unless it is a broken pipe, which is no news to anybody.
+pub(crate) fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("addonfs: {error:#}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
