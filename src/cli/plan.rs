@@ -8,8 +8,8 @@ use super::job_files::{MountArg, refused};
 /// Show what a job would run with these arguments; runs nothing.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The plan is JSON: command, resolved arguments (secrets as \"[secret]\"), environment, limits, network, image,
-trust. Exit code 125 where addonfs refuses.
+    after_help = "The plan is JSON: command, resolved arguments (secrets as \"[secret]\"), environment, limits,
+network, image, trust. Exit code 125 where addonfs refuses.
 
 Examples:
   addonfs plan tools/backup/backup --database app --s3-bucket b

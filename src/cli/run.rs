@@ -8,8 +8,8 @@ use super::job_files::{MountArg, refused};
 /// Run a job: stream its output, end with its exit code.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: the job's own; 124 at its timeout; 125 where addonfs refuses or the run is lost; 128+n on a signal.
-Ctrl-C cancels the run, a second one kills it.
+    after_help = "Exit codes: the job's own; 124 at its timeout; 125 where addonfs refuses or the run is lost;
+128+n on a signal. Ctrl-C cancels the run, a second one kills it.
 
 Examples:
   addonfs run tools/backup/backup --database app --s3-bucket b

@@ -3,12 +3,12 @@
 /// Names longer than this are not typing mistakes; it also bounds the quadratic work.
 const LONGEST: usize = 64;
 
-/// The candidate at most two edits away from `name` (one for names of up to three letters), the nearest first.
+/// The candidate at most two edits away from `name` (one for names of up to four letters), the nearest first.
 pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if name.len() > LONGEST {
         return None;
     }
-    let most = if name.len() <= 3 { 1 } else { 2 };
+    let most = if name.len() <= 4 { 1 } else { 2 };
     candidates
         .into_iter()
         .filter(|candidate| candidate.len() <= LONGEST)
@@ -47,6 +47,7 @@ mod tests {
         assert_eq!(nearest("netwrok", known), Some("network"));
         assert_eq!(nearest("comand", known), Some("command"));
         assert_eq!(nearest("en", known), Some("env"));
+        assert_eq!(nearest("nope", ["code"]), None);
         assert_eq!(nearest("profile", known), None);
         assert_eq!(nearest("", known), None);
         assert_eq!(nearest(&"x".repeat(1000), known), None);

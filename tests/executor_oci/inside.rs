@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use addonfs::jobs::executor::{Cause, Executor, NetworkSpec};
+use addonfs::jobs::oci::{OciExecutor, OciOptions};
 use addonfs::policy::addon::Network;
 
-use crate::host::with_each_runtime;
+use crate::host::{spawner, with_each_runtime};
 
 #[test]
 fn no_capabilities_no_new_privileges_a_filter() {
@@ -60,6 +61,19 @@ fn network_none_is_a_loopback_that_works() {
             host.sh("grep -c : /proc/net/dev; ip link | grep -c 'LOOPBACK,UP'; cat /proc/net/route | wc -l"),
         );
         assert_eq!(done.stdout, "1\n1\n1\n", "{}", done.stderr);
+    });
+}
+
+#[test]
+fn without_a_ready_namespace_the_runtime_makes_one() {
+    with_each_runtime(|host| {
+        let mut options = OciOptions::new(host.dir.path().join("scratch"));
+        (options.runtime, options.ready_networks) = (Some(host.runtime.into()), 0);
+        let executor = OciExecutor::new(spawner(), options);
+        let launch = host.launch(host.sh("grep -c : /proc/net/dev; ip link | grep -c 'LOOPBACK,UP'"), &[]);
+        let dir = launch.run_dir.clone();
+        let shim = host.tokio.block_on(executor.start(launch)).expect("start");
+        assert_eq!(host.wait(&dir, &shim).stdout, "1\n1\n");
     });
 }
 

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
 use addonfs::jobs::executor::{Executor, Stop};
+use nix::libc::O_NONBLOCK;
 
 use crate::ends::wait_for;
 use crate::host::with_each_runtime;
@@ -60,12 +61,16 @@ fn output_is_there_while_the_job_runs() {
         let mut spec = host.sh("echo first; cat; echo last");
         spec.stdin = true;
         let (dir, shim) = host.start(spec);
-        wait_for(|| fs::read_to_string(dir.join("stdout")).is_ok_and(|s| s == "first\n"));
-        // Writers come and go; only `eof` ends the job's input.
-        for word in ["one\n", "two\n"] {
-            let mut pipe = fs::OpenOptions::new().write(true).open(dir.join("stdin")).expect("stdin");
+        // Writers come and go, at once and without waiting for a reader; only `eof` ends the job's input.
+        let write = |word: &str| {
+            let mut options = fs::OpenOptions::new();
+            let mut pipe =
+                options.write(true).custom_flags(O_NONBLOCK).open(dir.join("stdin")).expect("stdin");
             pipe.write_all(word.as_bytes()).expect("write");
-        }
+        };
+        write("one\n");
+        wait_for(|| fs::read_to_string(dir.join("stdout")).is_ok_and(|s| s.starts_with("first\n")));
+        write("two\n");
         wait_for(|| fs::read_to_string(dir.join("stdout")).is_ok_and(|s| s.ends_with("two\n")));
         host.tokio.block_on(host.executor.stop(&dir, &shim, Stop::Eof)).expect("eof");
         let done = host.wait(&dir, &shim);

@@ -5,3 +5,4 @@ mod host;
 mod inside;
 mod kept;
 mod measure;
+mod rootless;

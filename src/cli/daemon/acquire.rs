@@ -10,7 +10,8 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 
-use super::board::{Board, Candidate};
+use super::board::Board;
+use super::candidate::Candidate;
 use crate::fetch::addon_manifest::{self, Place, Search};
 use crate::fetch::documents::Documents;
 use crate::fetch::error::FetchError;

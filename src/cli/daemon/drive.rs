@@ -127,11 +127,14 @@ async fn drive(
 
 /// While bytes arrive, what shows them is rendered anew a few times a second.
 async fn tick(board: Arc<Board>) {
-    let mut interval = tokio::time::interval(Duration::from_millis(200));
+    let mut changes = board.watch();
     loop {
-        interval.tick().await;
-        if board.any_fetching() {
-            board.bytes_arrived();
+        while !board.any_fetching() {
+            if changes.changed().await.is_err() {
+                return;
+            }
         }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        board.bytes_arrived();
     }
 }

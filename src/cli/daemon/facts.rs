@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::board::{Board, json_file};
+use super::board::Board;
+use super::candidate::json_file;
 use super::clock;
 use super::drive::Sources;
 use super::events::EventLog;

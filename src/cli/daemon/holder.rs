@@ -130,8 +130,15 @@ impl<'a> Holder<'a> {
         let mut quick_deaths = 0;
         loop {
             let started = Instant::now();
-            let daemon = self.start_daemon()?;
-            let status = self.attend(&daemon, &signals)?;
+            let mut daemon = self.start_daemon()?;
+            let status = match self.attend(&daemon, &signals) {
+                Ok(status) => status,
+                Err(error) => {
+                    let _ = daemon.kill();
+                    self.take_down();
+                    return Err(error);
+                }
+            };
             match status {
                 WaitStatus::Exited(_, 0) => return Ok(ExitCode::SUCCESS),
                 WaitStatus::Exited(_, code) if code == i32::from(HOPELESS) => {
@@ -214,9 +221,7 @@ impl<'a> Holder<'a> {
             }
             other => {
                 let dir = self.options.images_dir.display();
-                Ready::Failed(format!("cannot mount the image trees at {dir} ({other:?}); see the log"))
-                    .say(&self.descriptors.ready);
-                Ok(())
+                anyhow::bail!("cannot mount the image trees at {dir} ({other:?}); see the log")
             }
         }
     }

@@ -6,6 +6,7 @@
 
 mod acquire;
 mod board;
+mod candidate;
 mod clock;
 mod drive;
 mod events;

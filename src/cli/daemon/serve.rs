@@ -126,6 +126,7 @@ struct Opened {
 impl Opened {
     fn open(options: HoldOptions, config: Config, spawner: &Spawner) -> anyhow::Result<Self> {
         let started_ms = clock::now_ms();
+        wiring::private_dirs(&options)?;
         let events = Arc::new(EventLog::open(&options.dirs.state)?);
         let sink = {
             let events = Arc::clone(&events);

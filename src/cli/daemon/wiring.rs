@@ -17,6 +17,19 @@ use crate::jobs::oci::{OciExecutor, OciOptions};
 use crate::jobs::spawner::{Helper, Spawner};
 use crate::jobs::{EnsureImage, JobsOptions};
 
+/// Makes the daemon's directories, for its user alone: what lies in them is trusted, or secret.
+pub(crate) fn private_dirs(options: &HoldOptions) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    for dir in [&options.dirs.state, &options.dirs.cache, &options.dirs.runtime] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    Ok(())
+}
+
 /// The store below the cache directory.
 pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Arc<Store>> {
     let store = StoreOptions {

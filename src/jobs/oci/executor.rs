@@ -19,11 +19,13 @@ use super::probe::{self, Probe};
 use super::waiting::{wait_blocking, wait_gone};
 use super::{control, shim, sweep};
 use crate::jobs::executor::{Cause, Executor, Launch, NetworkSpec, Outcome, RuntimeInfo, ShimId, Stop};
-use crate::jobs::spawner::{Spawner, memory_file};
+use crate::jobs::spawner::{Helper, Spawner, memory_file};
 use crate::policy::addon::Network;
 
 /// How many network namespaces are kept ready: a small burst. Each costs the kernel some 60 KiB.
 const POOL_SIZE: usize = 4;
+/// The pool is filled again when the job that took from it has started: making a namespace would slow that down.
+const REFILL_DELAY: Duration = Duration::from_millis(50);
 /// How long the self-test of one runtime may take.
 const SELFTEST_LIMIT: Duration = Duration::from_secs(20);
 
@@ -107,7 +109,12 @@ impl Inner {
     }
 
     fn runtime(&self) -> Result<RuntimeInfo, String> {
-        self.probe.runtime(|runtime| self.selftest(runtime))
+        self.probe.runtime(|path| {
+            let version = Helper::new(path, ["--version"]);
+            let version = self.spawner.helper_blocking(&version).map(|o| o.stdout).unwrap_or_default();
+            let runtime = probe::describe(path, &String::from_utf8_lossy(&version));
+            self.selftest(&runtime).map(|()| runtime)
+        })
     }
 
     fn selftest(&self, runtime: &RuntimeInfo) -> Result<(), String> {
@@ -159,16 +166,18 @@ impl Inner {
         }
         let file = ShimLaunch::new(spec, runtime.path.clone(), tool);
         launch::write_json(&run_dir.join(launch::LAUNCH), &file).map_err(|e| words(launch::LAUNCH, &e))?;
-        let control_path = run_dir.join(launch::CONTROL);
-        control::make_pipe(&control_path).map_err(|e| words(launch::CONTROL, &e))?;
-        if wants_stdin {
-            control::make_pipe(&run_dir.join(launch::STDIN)).map_err(|e| words(launch::STDIN, &e))?;
-        }
-        // Opened here and passed on: a command that is written as soon as we return has a reader already.
-        let control = fs::OpenOptions::new().read(true).write(true).open(&control_path);
-        let control = control.map_err(|e| words(launch::CONTROL, &e))?;
+        // Opened here and passed on: what is written as soon as we return has a reader already.
+        let both_ways = |name: &str| {
+            let path = run_dir.join(name);
+            control::make_pipe(&path)
+                .and_then(|()| fs::OpenOptions::new().read(true).write(true).open(&path))
+                .map_err(|e| words(name, &e))
+        };
+        let control = both_ways(launch::CONTROL)?;
+        let stdin = wants_stdin.then(|| both_ways(launch::STDIN)).transpose()?;
         let secrets = secret_file(&secrets).map_err(|e| words("secrets", &e))?;
         let mut fds: Vec<(&str, BorrowedFd<'_>)> = vec![("control", control.as_fd())];
+        fds.extend(stdin.as_ref().map(|file| ("stdin", file.as_fd())));
         fds.extend(secrets.as_ref().map(|file| ("secrets", file.as_fd())));
         fds.extend(namespace.as_ref().map(|fd| ("network", fd.as_fd())));
         let args = vec![shim::ENTRY.into(), run_dir.clone().into()];
@@ -210,7 +219,10 @@ impl Executor for OciExecutor {
         let inner = self.inner.clone();
         let started = tokio::task::spawn_blocking(move || inner.start(launch)).await;
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || inner.pool.fill());
+        tokio::spawn(async move {
+            tokio::time::sleep(REFILL_DELAY).await;
+            let _ = tokio::task::spawn_blocking(move || inner.pool.fill()).await;
+        });
         started.unwrap_or_else(|e| Err(format!("start of a shim: {e}")))
     }
 

@@ -74,7 +74,7 @@ pub(super) struct ShimFile {
     pub(super) run_id: String,
     /// The control group to be emptied and removed.
     pub(super) cgroup: Option<String>,
-    /// Processes beside the container (network tool) that must not outlive it.
+    /// Processes that must not outlive the shim: the network tool, process 1 of the container.
     pub(super) helpers: Vec<ShimId>,
     /// Limits asked for that this host cannot keep.
     pub(super) limits_unavailable: Vec<String>,

@@ -7,7 +7,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -47,11 +46,12 @@ impl Probe {
         Self { configured, proven: Mutex::new(None) }
     }
 
-    /// The runtime, from memory if nothing changed; `prove` runs a container with it and says what went wrong.
+    /// The runtime, from memory if nothing changed; `prove` runs a container with a program and says what it is, or
+    /// what went wrong.
     /// Whoever asks while another one is proving waits for that answer.
     pub(super) fn runtime(
         &self,
-        prove: impl Fn(&RuntimeInfo) -> Result<(), String>,
+        prove: impl Fn(&Path) -> Result<RuntimeInfo, String>,
     ) -> Result<RuntimeInfo, String> {
         let candidates = self.candidates();
         let mut proven = self.proven.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -109,13 +109,12 @@ impl Probe {
     fn search(
         &self,
         candidates: &[Stamp],
-        prove: impl Fn(&RuntimeInfo) -> Result<(), String>,
+        prove: impl Fn(&Path) -> Result<RuntimeInfo, String>,
     ) -> Result<RuntimeInfo, String> {
         let mut reasons = Vec::new();
         for candidate in candidates {
-            let info = describe(&candidate.path);
-            match prove(&info) {
-                Ok(()) => return Ok(info),
+            match prove(&candidate.path) {
+                Ok(info) => return Ok(info),
                 Err(why) => reasons.push(format!("{} failed its self-test: {why}", candidate.path.display())),
             }
         }
@@ -126,15 +125,11 @@ impl Probe {
     }
 }
 
-fn describe(path: &Path) -> RuntimeInfo {
+/// What a runtime is, from what it printed for `--version`.
+pub(super) fn describe(path: &Path, version: &str) -> RuntimeInfo {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let output = std::process::Command::new(path).arg("--version").stdin(Stdio::null()).output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-    RuntimeInfo {
-        name,
-        path: path.to_owned(),
-        version: text.lines().next().unwrap_or_default().trim().to_owned(),
-    }
+    let version = version.lines().next().unwrap_or_default().trim().to_owned();
+    RuntimeInfo { name, path: path.to_owned(), version }
 }
 
 /// The launch of the self-test: `dir` gets the root file system.
@@ -194,18 +189,18 @@ mod tests {
         let asked = Cell::new(0);
         let probe = Probe::new(Some(path.clone()));
         let ask = |result: Result<(), String>| {
-            probe.runtime(|_| {
+            probe.runtime(|path| {
                 asked.set(asked.get() + 1);
-                result.clone()
+                result.clone().map(|()| describe(path, "runtime version 2.0\nmore\n"))
             })
         };
         assert!(ask(Ok(())).unwrap_err().contains("does not exist"));
         assert_eq!(asked.get(), 0);
-        fs::write(&path, "#!/bin/sh\necho runtime version 1\n").unwrap();
+        fs::write(&path, "one").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         assert!(ask(Err("broken".into())).unwrap_err().contains("broken"));
         assert!(ask(Ok(())).is_err(), "a failure is believed for a while");
-        fs::write(&path, "#!/bin/sh\necho runtime version 2.0\n").unwrap();
+        fs::write(&path, "another").unwrap();
         assert_eq!(ask(Ok(())).unwrap().version, "runtime version 2.0");
         assert_eq!(ask(Err("not asked".into())).unwrap().name, "runtime");
         assert_eq!(asked.get(), 2);

@@ -23,7 +23,7 @@ const KEPT_ENV: [&str; 2] = ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
 
 /// The spawner process: stdin is the socket. Returns when the daemon is gone.
 pub fn main(_args: &[OsString]) -> ExitCode {
-    descriptors::close_all_at_exec();
+    descriptors::close_all_now();
     // An own session: a Ctrl-C meant for a daemon in the foreground must leave us alive, it unmounts through us.
     let _ = setsid();
     // SAFETY: SIG_IGN installs no handler. The kernel then reaps our workers by itself.

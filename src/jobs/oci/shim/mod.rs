@@ -1,4 +1,4 @@
-//! The process that owns one run: `addonfs __shim RUN_DIR control=N [secrets=N] [network=N]`.
+//! The process that owns one run: `addonfs __shim RUN_DIR control=N [stdin=N] [secrets=N] [network=N]`.
 //!
 //! In: `launch.json`, the secrets by a descriptor. Out: the files named in `launch`. It is started by the spawner and
 //! is nobody's child, so daemons come and go while it works. It mounts in a namespace of its own, has the runtime
@@ -18,7 +18,6 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -26,6 +25,7 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use zeroize::Zeroizing;
 
 use self::output::Output;
@@ -90,35 +90,37 @@ fn refused(words: String) -> Outcome {
 /// What came with us by descriptor.
 #[derive(Debug)]
 struct Inherited {
+    /// Open for both ways, so that it never ends while we are here.
     control: File,
+    /// The run's `stdin`, open for both ways: somebody reads it from before the start was answered.
+    stdin: Option<File>,
     secrets: Vec<(String, Zeroizing<String>)>,
     network: Option<OwnedFd>,
 }
 
 impl Inherited {
-    /// Opens each descriptor anew by its number and marks the old ones to be closed at the next exec: so no number
-    /// has to be trusted, and neither runtime nor job inherits them.
     fn take(args: &[OsString]) -> Result<Self, String> {
-        let (mut control, mut secrets, mut network) = (None, Vec::new(), None);
+        let (mut control, mut stdin, mut secrets, mut network) = (None, None, Vec::new(), None);
+        let mut named = Vec::new();
         for arg in args {
             let Some((name, number)) = arg.to_str().and_then(|a| a.split_once('=')) else { continue };
-            let path =
-                format!("/proc/self/fd/{}", number.parse::<u32>().map_err(|e| format!("{name}: {e}"))?);
-            let open = |options: &OpenOptions| options.open(&path).map_err(|e| format!("{name}: {e}"));
+            let fd = number.parse().ok().and_then(spawner::adopt);
+            named.push((name, fd.ok_or_else(|| format!("{name}: descriptor {number} is not open"))?));
+        }
+        for (name, fd) in named {
             match name {
-                // Open for both: the pipe never ends while we are here.
-                "control" => {
-                    let flags = libc::O_NONBLOCK;
-                    control = Some(open(OpenOptions::new().read(true).write(true).custom_flags(flags))?);
-                }
-                "secrets" => secrets = read_secrets(open(OpenOptions::new().read(true))?)?,
-                "network" => network = Some(open(OpenOptions::new().read(true))?.into()),
+                "control" => control = Some(File::from(fd)),
+                "stdin" => stdin = Some(File::from(fd)),
+                "secrets" => secrets = read_secrets(File::from(fd))?,
+                "network" => network = Some(fd),
                 _ => {}
             }
         }
         spawner::close_all_at_exec();
         let control = control.ok_or("no control pipe")?;
-        Ok(Self { control, secrets, network })
+        let nonblocking = || fcntl_setfl(&control, fcntl_getfl(&control)? | OFlags::NONBLOCK);
+        nonblocking().map_err(|e: rustix::io::Errno| format!("control: {e}"))?;
+        Ok(Self { control, stdin, secrets, network })
     }
 }
 
@@ -156,7 +158,7 @@ fn carry_out(
     let mut left_over = LeftOver { cgroups, group: group.as_deref() };
 
     let rootless = userns::enter_if_needed()?;
-    let mut room = Room::enter(run_dir, cgroups.hybrid_mount().filter(|_| !rootless))?;
+    let mut room = Room::enter(run_dir, cgroups.hybrid_mount())?;
     let image = Room::open_image(spec)?;
     let user = if rootless { JobUser::root() } else { user::resolve(image.as_fd(), &spec.user)? };
     room.mount_root(spec, &image, rootless)?;
@@ -194,7 +196,14 @@ fn carry_out(
     let config = serde_json::to_vec(&config).map_err(|e| format!("config.json: {e}"))?;
     room.write("bundle/config.json", &config)?;
 
-    let outcome = execute(run_dir, launch, inherited, &room, &user, &left_over);
+    // Process 1 of the container: where there is no control group, a sweep finds it by this.
+    let mut on_start = |pid| {
+        if let Ok(job) = spawner::identity_of(pid) {
+            file.helpers.push(ShimId { pid: job.pid, start_ticks: job.start_ticks });
+            let _ = write_shim_file(run_dir, &file);
+        }
+    };
+    let outcome = execute(run_dir, launch, inherited, &room, &user, &left_over, &mut on_start);
     drop(connection);
     if outcome.as_ref().is_ok_and(|o| o.started_ms.is_some()) {
         bring_out(run_dir, &room, spec.out_bytes);
@@ -250,6 +259,7 @@ fn execute(
     room: &Room,
     user: &JobUser,
     left_over: &LeftOver<'_>,
+    on_start: &mut dyn FnMut(i32),
 ) -> Result<Outcome, String> {
     let spec = &launch.spec;
     let io = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
@@ -263,7 +273,8 @@ fn execute(
     };
     let (stdout, job_stdout) = stream(launch::STDOUT)?;
     let (stderr, job_stderr) = stream(launch::STDERR)?;
-    let (stdin, job_stdin) = if spec.stdin { open_stdin(run_dir)? } else { (None, Stdio::null()) };
+    let (stdin, job_stdin) =
+        if spec.stdin { open_stdin(run_dir, inherited.stdin)? } else { (None, Stdio::null()) };
 
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| io("subreaper", &e))?;
     let signals = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
@@ -295,6 +306,7 @@ fn execute(
         stderr,
         runtime: runtime.id().cast_signed(),
         pid_file,
+        on_start,
     };
     let ended = supervisor.run();
     let usage = left_over.group.map(|group| left_over.cgroups.usage(group)).unwrap_or_default();
@@ -311,11 +323,10 @@ fn is_crun(runtime: &Path) -> bool {
 }
 
 /// Our writing end and the job's reading end of the run's `stdin`.
-fn open_stdin(run_dir: &Path) -> Result<(Option<File>, Stdio), String> {
+fn open_stdin(run_dir: &Path, both: Option<File>) -> Result<(Option<File>, Stdio), String> {
     let path = run_dir.join(launch::STDIN);
     let open = |options: &OpenOptions| options.open(&path).map_err(|e| format!("{}: {e}", path.display()));
-    // Both ways first, so that neither of the other two has to wait for its counterpart.
-    let both = open(OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK))?;
+    // While it is open both ways, opening one way does not wait for a counterpart.
     let reading = open(OpenOptions::new().read(true))?;
     let writing = open(OpenOptions::new().write(true))?;
     drop(both);

@@ -22,6 +22,8 @@ use crate::jobs::oci::control;
 /// How long a runtime may take to start a container. The job's program is read through the mount meanwhile, each
 /// read of which has a deadline of its own.
 const START_LIMIT: Duration = Duration::from_secs(120);
+/// How long the runtime may go on starting a job that is to be stopped already.
+const STOPPED_START_LIMIT: Duration = Duration::from_secs(5);
 /// How often a stopping job is looked at again: a handler that was there may be gone (the runtime's own, before it
 /// became the job).
 const STOPPING_TICK: Duration = Duration::from_millis(50);
@@ -29,11 +31,12 @@ const STOPPING_TICK: Duration = Duration::from_millis(50);
 const KILLED_LIMIT: Duration = Duration::from_secs(30);
 /// How long the pipes may stay open after the job's end; nothing of the container is left by then.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// Most signals kept for a job that is not there yet.
+const EARLY_MAX: usize = 64;
 /// Longest command line.
 const LINE_MAX: usize = 4096;
 
 /// What the loop watches and drives.
-#[derive(Debug)]
 pub(super) struct Supervisor<'a> {
     pub(super) spec: &'a LaunchSpec,
     pub(super) cgroups: &'a Cgroups,
@@ -47,6 +50,8 @@ pub(super) struct Supervisor<'a> {
     /// The runtime's process and the file it writes the job's pid to.
     pub(super) runtime: i32,
     pub(super) pid_file: PathBuf,
+    /// Told the job's process as soon as it is known.
+    pub(super) on_start: &'a mut dyn FnMut(i32),
 }
 
 /// How it went.
@@ -75,6 +80,8 @@ struct Progress {
     refused: bool,
     stop: Option<(Cause, Instant)>,
     killed: Option<Instant>,
+    /// Signals for a job that is not there yet: it may have spoken already when the runtime is still ending.
+    early: Vec<i32>,
     line: Vec<u8>,
 }
 
@@ -91,6 +98,7 @@ impl Supervisor<'_> {
             refused: false,
             stop: None,
             killed: None,
+            early: Vec::new(),
             line: Vec::new(),
         };
         let (status, gave_up) = loop {
@@ -194,8 +202,9 @@ impl Supervisor<'_> {
         }
         let Some((_, kill_at)) = p.stop else { return };
         match p.job.as_mut() {
-            // The container is not up: there is nobody yet who could obey a TERM.
-            None => self.kill(p),
+            // The container is not up: the runtime is let finish, for a while, and then the job is told.
+            None if now >= kill_at || now >= p.begun + STOPPED_START_LIMIT => self.kill(p),
+            None => {}
             Some(job) if p.killed.is_none() && !job.handles(libc::SIGTERM) => {
                 job.signal(libc::SIGTERM);
                 p.killed = Some(now);
@@ -255,11 +264,15 @@ impl Supervisor<'_> {
         let take = |pid| if p.reaped.contains_key(&pid) { Some(Job::ended(pid)) } else { Job::hold(pid) };
         match pid.filter(|_| started).and_then(take) {
             Some(job) => {
+                (self.on_start)(job.pid);
                 p.job = Some(job);
                 p.started = Some(Instant::now());
                 p.started_ms = Some(now_ms());
-                if p.stop.is_some() {
-                    self.kill(p);
+                let term = p.stop.is_some().then_some(libc::SIGTERM);
+                for number in p.early.drain(..).chain(term) {
+                    if let Some(job) = p.job.as_mut() {
+                        job.signal(number);
+                    }
                 }
             }
             None => p.refused = true,
@@ -280,6 +293,10 @@ impl Supervisor<'_> {
             let line = String::from_utf8_lossy(&line);
             match control::parse(line.trim_end()) {
                 Some(Stop::Cancel) => self.stop(p, Cause::Canceled),
+                Some(Stop::Signal(number)) if p.job.is_none() => {
+                    p.early.push(number);
+                    p.early.truncate(EARLY_MAX);
+                }
                 Some(Stop::Signal(libc::SIGKILL)) => self.kill(p),
                 Some(Stop::Signal(number)) => {
                     if let Some(job) = p.job.as_mut() {
