@@ -25,7 +25,7 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Mode as FileMode, OFlags, ResolveFlags, fcntl_getfl, fcntl_setfl, open, openat2};
 use zeroize::Zeroizing;
 
 use self::output::Output;
@@ -158,6 +158,8 @@ fn carry_out(
     let mut left_over = LeftOver { cgroups, group: group.as_deref() };
 
     let rootless = userns::enter_if_needed()?;
+    // No core file with secrets. Not before the user namespace: its maps belong to a dumpable process only.
+    nix::sys::prctl::set_dumpable(false).map_err(|e| format!("core files: {e}"))?;
     let mut room = Room::enter(run_dir, cgroups.hybrid_mount())?;
     let image = Room::open_image(spec)?;
     let user = if rootless { JobUser::root() } else { user::resolve(image.as_fd(), &spec.user)? };
@@ -341,8 +343,7 @@ fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
     let program = spec.argv.first().map(String::as_str).unwrap_or_default();
     let lower = words.to_lowercase();
     if lower.contains("not found") || lower.contains("no such file") {
-        let known = room.path("rootfs").join(program.trim_start_matches('/'));
-        if !program.starts_with('/') || fs::symlink_metadata(known).is_err() {
+        if !program.starts_with('/') || !is_in(&room.path("rootfs"), program) {
             return (Some(127), Some(format!("{program}: not found in the image")));
         }
         return (
@@ -354,6 +355,14 @@ fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
         return (Some(126), Some(format!("{program}: cannot be executed: {words}")));
     }
     (None, Some(words))
+}
+
+/// Whether the image has this path. Its links lead nowhere else: what the host has is no news for a job's owner.
+fn is_in(rootfs: &Path, path: &str) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    open(rootfs, flags | OFlags::DIRECTORY, FileMode::empty())
+        .and_then(|root| openat2(&root, path, flags, FileMode::empty(), ResolveFlags::IN_ROOT))
+        .is_ok()
 }
 
 /// The last error in the runtime's log.
