@@ -17,7 +17,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, lchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, fstat, open};
@@ -134,11 +134,6 @@ impl Room {
         let (uid, gid) = (user.uid, user.gid);
         tmpfs(&out, &format!("mode=0755,uid={uid},gid={gid},size={},{INODES}", spec.out_bytes.max(1)))?;
 
-        if let Some(data) = &spec.data_dir {
-            // The daemon made it as its own; what is in it keeps the owner it has.
-            lchown(data, Some(uid), Some(gid))
-                .map_err(|e| format!("cannot give DATA_DIR to its user: {e}"))?;
-        }
         if secrets.is_empty() {
             return Ok(());
         }
