@@ -47,7 +47,10 @@ impl Inner {
     pub(super) async fn answer(self: Arc<Self>, wanted: Wanted) -> Result<VerifiedBytes, FetchError> {
         if wanted.file.size >= LARGE_FILE {
             let inner = Arc::clone(&self);
+            let turn = self.store.proof_turn(&wanted.file.digest).lock_owned().await;
             let proven = tokio::task::spawn_blocking(move || {
+                // Held here, because hashing goes on when nobody waits for it any more.
+                let _turn = turn;
                 if let Found::Unproven = inner.store.find(&wanted.file.digest, wanted.file.size, false) {
                     inner.store.prove(&wanted.file.digest);
                 }
@@ -113,16 +116,14 @@ impl Inner {
 
     /// Proves a large file where it keeps nobody waiting.
     pub(super) fn prove_in_background(self: &Arc<Self>, record: &FileRecord) {
-        if !self.store.begin_proof(&record.digest) {
-            return;
-        }
+        let Ok(turn) = self.store.proof_turn(&record.digest).try_lock_owned() else { return };
         let (inner, digest) = (Arc::clone(self), record.digest);
         let thread = std::thread::Builder::new().name("prove".to_owned()).spawn(move || {
             inner.store.prove(&digest);
-            inner.store.end_proof(&digest);
+            drop(turn);
         });
-        if thread.is_err() {
-            self.store.end_proof(&record.digest);
+        if let Err(error) = thread {
+            tracing::warn!(%error, "no thread to hash a file: it is read without passthrough");
         }
     }
 }
