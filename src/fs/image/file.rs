@@ -1,8 +1,8 @@
 //! The tree file: one image's merged tree, flat, memory-mapped, immutable.
 //!
 //! ```text
-//! header   160 B  magic "addontre", version, counts, offsets, layers, created, length, sha256 of the rest,
-//!                 and 8 bytes of the header's own sha256
+//! header   160 B  magic "addontre", version, counts, offsets, layers, version of the layer indexes whose file
+//!                 numbers it names, created, length, sha256 of the rest, and 8 bytes of the header's own sha256
 //! nodes     64 B each, in breadth-first order of names: node 0 is the root, a directory's children lie together
 //! entries   12 B each: where its name lies, its node; a directory's entries are one range, sorted by name bytes
 //! names     bytes of names and of symlinks' targets
@@ -26,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::TreeError;
 use super::merge::{Body, Merge, Node as Merged};
+use crate::fetch::index::INDEX_VERSION;
 
 const MAGIC: &[u8; 8] = b"addontre";
 /// Raise it when a reader of this version would misread the file: trees are then built anew.
@@ -184,6 +185,9 @@ fn check(map: &[u8]) -> Result<Header, &'static str> {
     }
     if Sha256::digest(&head[..HEADER - 8])[..8] != head[HEADER - 8..] {
         return Err("damaged header");
+    }
+    if get32(head, 76) != Some(INDEX_VERSION) {
+        return Err("made of layer indexes of another version");
     }
     let long = |at| get64(head, at).ok_or(SHORT);
     let word = |at| get32(head, at).ok_or(SHORT);
@@ -372,7 +376,7 @@ fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], merge: &Merge) -> Vec<u8
         content.extend(number.to_le_bytes());
     }
     put32(&mut content, merge.layers);
-    put32(&mut content, 0);
+    put32(&mut content, INDEX_VERSION);
     content.extend(merge.created.to_le_bytes());
     content.extend((length as u64).to_le_bytes());
     content.resize(HEADER, 0);
@@ -406,4 +410,24 @@ fn mode(node: &Merged) -> u32 {
 /// `new_encode_dev` of include/linux/kdev_t.h, the form of FUSE's rdev: 12 bits of major, 20 of minor.
 fn pack_device(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its numbers could name other files: that would be wrong bytes of the right image.
+    #[test]
+    fn a_tree_of_other_layer_indexes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tree");
+        write(&path, &Merge::new(0)).unwrap();
+        let mut tree = std::fs::read(&path).unwrap();
+        tree[76..80].copy_from_slice(&(INDEX_VERSION + 1).to_le_bytes());
+        let head: [u8; 32] = Sha256::digest(&tree[..HEADER - 8]).into();
+        tree[HEADER - 8..HEADER].copy_from_slice(&head[..8]);
+        std::fs::write(&path, &tree).unwrap();
+        let refused = TreeFile::open(&path).unwrap_err().to_string();
+        assert!(refused.contains("another version"), "{refused}");
+    }
 }
