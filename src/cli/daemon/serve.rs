@@ -73,7 +73,7 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     // (After the spawner: what it starts is its own business, and an exec sets this back anyway.)
     nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
-    let config = Config::read(&options.config)?;
+    let config = config(&options.config, &descriptors.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")
         .enable_all()
@@ -83,6 +83,20 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     // Work that nobody waits for any more must not keep an ended daemon alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// The configuration that the mount was made with. A successor must not read the file anew: half edited, it would end
+/// the mount and every run; edited, it would take effect at the moment of a crash.
+fn config(path: &std::path::Path, memory: &OwnedFd) -> anyhow::Result<Config> {
+    let mut kept = File::from(memory.try_clone()?);
+    let mut text = Vec::new();
+    kept.seek(SeekFrom::Start(0))?;
+    kept.read_to_end(&mut text)?;
+    if text.is_empty() {
+        text = Config::text(path)?;
+        kept.write_all(&text)?;
+    }
+    Config::from_text(path, &text)
 }
 
 /// Everything between the start of the runtime and its end.
