@@ -20,6 +20,7 @@ use super::facts::DaemonFacts;
 use super::holder::{HOPELESS, HoldOptions, Ready};
 use super::inherit::Descriptors;
 use super::shutdown::{self, StopRequests};
+use super::upkeep;
 use super::wiring;
 use crate::cli::config::Config;
 use crate::cli::logging;
@@ -70,6 +71,7 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     // First of all: what the spawner starts must be bound by nothing that this process opens or gives up later.
     let spawner = Spawner::start().context("cannot start the spawner process")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
+    upkeep::abort_on_lost_thread();
     let config = Config::read(&options.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")
@@ -227,6 +229,7 @@ impl Opened {
         if let Ok(probe) = tempfile::tempfile_in(&self.facts.options.dirs.cache) {
             backings.probe(serving.device().as_fd(), &probe);
         }
+        upkeep::close_idle_backings(backings.clone(), serving.device().try_clone_to_owned()?);
         let _ = self.facts.reading.set(backings);
         Ok(serving)
     }
