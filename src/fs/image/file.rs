@@ -1,8 +1,8 @@
 //! The tree file: one image's merged tree, flat, memory-mapped, immutable.
 //!
 //! ```text
-//! header   160 B  magic "addontre", version, counts, offsets, layers, created, length, sha256 of the rest,
-//!                 and 8 bytes of the header's own sha256
+//! header   160 B  magic "addontre", version, counts, offsets, layers, version of the layer indexes whose file
+//!                 numbers it names, created, length, sha256 of the rest, and 8 bytes of the header's own sha256
 //! nodes     64 B each, in breadth-first order of names: node 0 is the root, a directory's children lie together
 //! entries   12 B each: where its name lies, its node; a directory's entries are one range, sorted by name bytes
 //! names     bytes of names and of symlinks' targets
@@ -23,6 +23,7 @@ use nix::libc;
 use sha2::{Digest as _, Sha256};
 
 use super::TreeError;
+use crate::fetch::index::INDEX_VERSION;
 
 pub(super) const MAGIC: &[u8; 8] = b"addontre";
 /// Raise it when a reader of this version would misread the file: trees are then built anew.
@@ -182,6 +183,9 @@ fn check(map: &[u8]) -> Result<Header, &'static str> {
     if Sha256::digest(&head[..HEADER - 8])[..8] != head[HEADER - 8..] {
         return Err("damaged header");
     }
+    if get32(head, 76) != Some(INDEX_VERSION) {
+        return Err("made of layer indexes of another version");
+    }
     let long = |at| get64(head, at).ok_or(SHORT);
     let word = |at| get32(head, at).ok_or(SHORT);
     let header = Header {
@@ -233,4 +237,26 @@ fn decode(record: &[u8]) -> Option<Node> {
         mtime_nsec: word(24)?,
         body,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::merge::Merge;
+    use super::super::write::write;
+    use super::*;
+
+    /// Its numbers could name other files: that would be wrong bytes of the right image.
+    #[test]
+    fn a_tree_of_other_layer_indexes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tree");
+        write(&path, &Merge::new(0)).unwrap();
+        let mut tree = std::fs::read(&path).unwrap();
+        tree[76..80].copy_from_slice(&(INDEX_VERSION + 1).to_le_bytes());
+        let head: [u8; 32] = Sha256::digest(&tree[..HEADER - 8]).into();
+        tree[HEADER - 8..HEADER].copy_from_slice(&head[..8]);
+        std::fs::write(&path, &tree).unwrap();
+        let refused = TreeFile::open(&path).unwrap_err().to_string();
+        assert!(refused.contains("another version"), "{refused}");
+    }
 }

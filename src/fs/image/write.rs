@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::TreeError;
 use super::file::{ENTRY, HEADER, MAGIC, NO_LAYER, NODE, VERSION};
 use super::merge::{Body, Merge, Node};
+use crate::fetch::index::INDEX_VERSION;
 
 /// Writes `merge` to `path`: a temporary file beside it, synced, then renamed.
 pub(super) fn write(path: &Path, merge: &Merge) -> Result<(), TreeError> {
@@ -146,7 +147,7 @@ fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], merge: &Merge) -> Vec<u8
         content.extend(number.to_le_bytes());
     }
     put32(&mut content, merge.layers);
-    put32(&mut content, 0);
+    put32(&mut content, INDEX_VERSION);
     content.extend(merge.created.to_le_bytes());
     content.extend((length as u64).to_le_bytes());
     content.resize(HEADER, 0);
