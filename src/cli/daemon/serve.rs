@@ -70,6 +70,9 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
         serde_json::from_str(options).context("the holder's options are not readable")?;
     // First of all: what the spawner starts must be bound by nothing that this process opens or gives up later.
     let spawner = Spawner::start().context("cannot start the spawner process")?;
+    // Secrets of jobs and registries are in this memory: no core file, and no other process of this user reads it.
+    // (After the spawner: what it starts is its own business, and an exec sets this back anyway.)
+    nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
     upkeep::abort_on_lost_thread();
     let config = Config::read(&options.config)?;
@@ -100,10 +103,11 @@ async fn live(
     let images = opened.serve_images(&mut descriptors).await?;
     Ready::Mounted.say(&descriptors.ready);
     tracing::info!(mount_point = %opened.facts.options.mount_point.display(), resumed, "the tree answers");
-    drop(descriptors);
+    // Everything else has its own copies by now. The lock stays: a holder may be killed, and then it is ours alone.
+    let Descriptors { lock: _lock, .. } = descriptors;
 
     let Opened { facts, mut stops, .. } = opened;
-    stops.wait(&facts.jobs, facts.options.foreground).await?;
+    stops.wait(&facts.jobs).await;
     take_down(&facts.options, &spawner).await?;
     tokio::task::spawn_blocking(move || {
         for serving in [images, control] {
@@ -144,7 +148,7 @@ impl Opened {
             Handle::current(),
         )?;
         let images = Arc::new(Images::new(wiring::owner()));
-        let (stopper, stops) = shutdown::channel();
+        let (stopper, stops) = shutdown::channel()?;
         let facts = Arc::new(DaemonFacts {
             board: Arc::clone(&board),
             sources: Arc::clone(&sources),
