@@ -20,6 +20,7 @@ use super::facts::DaemonFacts;
 use super::holder::{HOPELESS, HoldOptions, Ready};
 use super::inherit::Descriptors;
 use super::shutdown::{self, StopRequests};
+use super::upkeep;
 use super::wiring;
 use crate::cli::config::Config;
 use crate::cli::logging;
@@ -73,6 +74,7 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     // (After the spawner: what it starts is its own business, and an exec sets this back anyway.)
     nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
+    upkeep::abort_on_lost_thread();
     let config = config(&options.config, &descriptors.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")
@@ -245,6 +247,7 @@ impl Opened {
         if let Ok(probe) = tempfile::tempfile_in(&self.facts.options.dirs.cache) {
             backings.probe(serving.device().as_fd(), &probe);
         }
+        upkeep::close_idle_backings(backings.clone(), serving.device().try_clone_to_owned()?);
         let _ = self.facts.reading.set(backings);
         Ok(serving)
     }
