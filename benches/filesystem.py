@@ -54,6 +54,7 @@ def _reads(bench, reader, ours, peer, kind, cold):
         return float(run(reader, kind, path, *words))
 
     if not cold:
+        drop_caches()  # both are then filled by reading; what writing leaves there lies in other sizes of pages
         for path in (ours, peer):
             run(reader, "sequential", path)
     for number in range(bench.rounds(9 if cold else 15)):
