@@ -190,8 +190,8 @@ fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
 }
 
 fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
-    let mut jobs = Jobs::default();
-    jobs.runtime = fields.take("runtime").and_then(|f| f.text(report)).map(|text| base.join(text));
+    let runtime = fields.take("runtime").and_then(|f| f.text(report)).map(|text| base.join(text));
+    let mut jobs = Jobs { runtime, ..Jobs::default() };
     set(fields, "max_running", report, &mut jobs.max_running, at_least_one);
     set(fields, "max_running_per_job", report, &mut jobs.max_running_per_job, at_least_one);
     set(fields, "max_queued", report, &mut jobs.max_queued, at_least_one);
