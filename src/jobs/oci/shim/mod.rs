@@ -98,6 +98,8 @@ fn carry_out(
     let mut left_over = LeftOver { cgroups, group: group.as_deref() };
 
     let rootless = userns::enter_if_needed()?;
+    // No core file with secrets. Not before the user namespace: its maps belong to a dumpable process only.
+    nix::sys::prctl::set_dumpable(false).map_err(|e| format!("core files: {e}"))?;
     let mut room = Room::enter(run_dir, cgroups.hybrid_mount())?;
     let image = Room::open_image(spec)?;
     let user = if rootless { JobUser::root() } else { user::resolve(image.as_fd(), &spec.user)? };

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use nix::libc;
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
 use super::room::Room;
 use super::supervise::{Ended, now_ms};
@@ -35,8 +36,7 @@ pub(super) fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
     let program = spec.argv.first().map(String::as_str).unwrap_or_default();
     let lower = words.to_lowercase();
     if lower.contains("not found") || lower.contains("no such file") {
-        let known = room.path("rootfs").join(program.trim_start_matches('/'));
-        if !program.starts_with('/') || fs::symlink_metadata(known).is_err() {
+        if !program.starts_with('/') || !is_in(&room.path("rootfs"), program) {
             return (Some(127), Some(format!("{program}: not found in the image")));
         }
         return (
@@ -48,6 +48,14 @@ pub(super) fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
         return (Some(126), Some(format!("{program}: cannot be executed: {words}")));
     }
     (None, Some(words))
+}
+
+/// Whether the image has this path. Its links lead nowhere else: what the host has is no news for a job's owner.
+fn is_in(rootfs: &Path, path: &str) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    open(rootfs, flags | OFlags::DIRECTORY, Mode::empty())
+        .and_then(|root| openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT))
+        .is_ok()
 }
 
 /// The last error in the runtime's log.
@@ -92,5 +100,20 @@ pub(super) fn outcome(
         memory_peak: usage.memory_peak,
         oom_killed: usage.oom_killed,
         log_dropped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_of_the_image_does_not_lead_to_the_host() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("program"), "").unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
+        assert!(is_in(dir.path(), "/program") && is_in(dir.path(), "/../program"));
+        assert!(fs::metadata(dir.path().join("out/passwd")).is_ok(), "the host has it");
+        assert!(!is_in(dir.path(), "/out/passwd"));
     }
 }
