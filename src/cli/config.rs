@@ -199,12 +199,12 @@ fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
 }
 
 fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
-    let mut jobs = Jobs::default();
     // A bare name is looked up as a shell does; only a path is relative to the file.
-    jobs.runtime = fields
+    let runtime = fields
         .take("runtime")
         .and_then(|f| f.text(report))
         .map(|text| if text.contains('/') { base.join(text) } else { text.into() });
+    let mut jobs = Jobs { runtime, ..Jobs::default() };
     set(fields, "max_running", report, &mut jobs.max_running, at_least_one);
     set(fields, "max_running_per_job", report, &mut jobs.max_running_per_job, at_least_one);
     set(fields, "max_queued", report, &mut jobs.max_queued, at_least_one);

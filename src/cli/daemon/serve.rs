@@ -239,8 +239,14 @@ impl Opened {
             None => Backings::create(&journal),
         }
         .with_context(|| format!("cannot open {}", journal.display()))?;
+        let (images, board) = (Arc::clone(&self.images), Arc::clone(&self.facts.board));
         let connection =
-            ImageFs::new(Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits);
+            ImageFs::new(Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits)
+                .on_refused(Arc::new(move |ino, words| {
+                    if let Some(tree) = images.digest_of(ino) {
+                        board.read_refused(&tree, words);
+                    }
+                }));
         let init = init(&device, &mut descriptors.images_init)?;
         let (serving, _) =
             Serving::start(connection, device, Some(init)).context("cannot serve the image trees")?;
