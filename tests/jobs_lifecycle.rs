@@ -634,6 +634,24 @@ fn arguments_are_judged_at_start_and_may_be_mended() {
 }
 
 #[test]
+fn pieces_of_arguments_are_kept_as_written() {
+    let (dir, world) = (state_dir(), World::new());
+    let daemon = Daemon::boot(dir.path(), &world);
+    let run = daemon.create(BACKUP, "n", "{\"database\":\"long enough to be cut\"}");
+    let edits: [(Option<u64>, u64, &str); 5] =
+        [(None, 14, "X"), (Some(3), 3, "abc"), (Some(0), 5, "\"}"), (None, 0, "{\"a\""), (Some(9), 12, "z")];
+    for (cut, offset, piece) in edits {
+        if let Some(len) = cut {
+            daemon.jobs.truncate_args(&run, len).unwrap();
+        }
+        daemon.jobs.write_args(&run, offset, piece.as_bytes()).unwrap();
+        let kept = std::fs::read(run.dir().join("args.raw")).unwrap();
+        assert_eq!(String::from_utf8(kept), String::from_utf8(run.args_json()), "after {piece}");
+    }
+    assert_eq!(run.args_json(), b"{\"a\" \"}     z");
+}
+
+#[test]
 fn policy_and_runtime_refuse_with_words() {
     let (dir, world) = (state_dir(), World::new());
     *world.network.lock().unwrap() = Err("there is no user-mode network: install the package passt".into());

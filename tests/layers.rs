@@ -11,7 +11,7 @@ use std::sync::Arc;
 use addonfs::fetch::error::{Class, FetchError};
 use addonfs::fetch::index::EntryKind;
 use addonfs::fetch::layer::{Layer, Progress, Read};
-use addonfs::fetch::store::{Store, StoreOptions, Verify};
+use addonfs::fetch::store::{Store, StoreOptions};
 use memory::{Fault, MemorySource};
 use proptest::prelude::*;
 
@@ -433,17 +433,6 @@ async fn a_large_file_changed_while_the_store_is_open_is_noticed() {
     }
     assert_eq!(read(&layer, file, 0, 10).await.unwrap(), files[&b"larger"[..]][..10]);
     assert!(source.ranges() > 0, "fetched again");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn always_verify_hashes_at_every_open() {
-    let (tar, _) = sample();
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), StoreOptions { verify: Verify::Always, ..options(1 << 30) }).unwrap();
-    let source = MemorySource::new(gzip(&tar, 6));
-    let layer = ingest(&store, &source).await.unwrap();
-    assert!(layer.backing(number(&layer, "larger")).is_some());
-    assert!(layer.backing(number(&layer, "larger")).is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

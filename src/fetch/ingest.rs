@@ -74,7 +74,8 @@ pub(super) async fn ingest(
         tokio::task::spawn_blocking(move || decode(&blob, limit, from_network, &to_writer))
     };
     let writing = tokio::task::spawn_blocking(move || write(stage, limit, from_decoder));
-    let received = receive(source, blob, progress, to_decoder).await;
+    let counted = Counted { progress, bytes: AtomicU64::new(0) };
+    let received = receive(source, blob, &counted, to_decoder).await;
     let (decoded, written) = (join(decoding.await), join(writing.await));
     // In this order: a broken network explains a short blob, a wrong digest explains broken content, and what
     // cannot be decoded cannot be walked.
@@ -85,6 +86,7 @@ pub(super) async fn ingest(
     let format = format.ok_or_else(stopped)?;
     let blob = blob.clone();
     join(tokio::task::spawn_blocking(move || written.publish(&blob, format)).await)?;
+    counted.keep();
     // Not waited for: until it is done the catalog says so, and content is proven again after a power cut.
     let store = Arc::downgrade(store);
     tokio::task::spawn_blocking(move || {
@@ -102,18 +104,43 @@ fn join<T>(result: Result<Result<T, FetchError>, tokio::task::JoinError>) -> Res
     })
 }
 
+/// What one layer added to the progress; taken back if the layer comes to nothing.
+struct Counted<'a> {
+    progress: Option<&'a Progress>,
+    bytes: AtomicU64,
+}
+
+impl Counted<'_> {
+    fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(progress) = self.progress {
+            progress.done.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn keep(&self) {
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(progress) = self.progress {
+            progress.done.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
 async fn receive(
     source: &Arc<dyn BlobSource>,
     blob: &Descriptor,
-    progress: Option<&Progress>,
+    counted: &Counted<'_>,
     to_decoder: tokio::sync::mpsc::Sender<Bytes>,
 ) -> Result<(), FetchError> {
     let mut stream = source.stream(blob, 0).await?;
     while let Some(piece) = stream.next().await {
         let piece = piece?;
-        if let Some(progress) = progress {
-            progress.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        }
+        counted.add(piece.len() as u64);
         if to_decoder.send(piece).await.is_err() {
             // The decoder has given up; its own error says why.
             break;

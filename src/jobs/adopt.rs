@@ -16,6 +16,7 @@ use super::args::{ArgsText, MAX_ARGS_BYTES};
 use super::error::JobError;
 use super::executor::{EXIT_FILE, Outcome, SHIM_FILE, ShimId, Stop};
 use super::handle::Shared;
+use super::layout::ARGS_RAW;
 use super::record::{ArgsAt, EXIT_REFUSED, Record};
 use super::run::Run;
 use super::state::RunState;
@@ -50,7 +51,7 @@ fn take_up(shared: &Shared, record: Record) -> Run {
 fn read_text(dir: &std::path::Path) -> ArgsText {
     use std::io::Read;
     let mut text = Vec::new();
-    if let Ok(file) = std::fs::File::open(dir.join("args.json")) {
+    if let Ok(file) = std::fs::File::open(dir.join(ARGS_RAW)) {
         // A text that cannot be read is an empty one, and start says what is missing.
         let _ = file.take(MAX_ARGS_BYTES).read_to_end(&mut text);
     }

@@ -70,17 +70,17 @@ impl Jobs {
 
     /// A piece of `args.json`. Judged only at start.
     pub fn write_args(&self, run: &Run, offset: u64, piece: &[u8]) -> Result<(), JobError> {
-        self.0.edit_args(run, |text| text.write(offset, piece))
+        self.0.edit_args(run, offset, |text| text.write(offset, piece))
     }
 
     /// A piece at the end of `args.json` (O_APPEND): the size that readers see may be another one than was written.
     pub fn append_args(&self, run: &Run, piece: &[u8]) -> Result<(), JobError> {
-        self.0.edit_args(run, |text| text.write(text.bytes().len() as u64, piece))
+        self.0.edit_args(run, u64::MAX, |text| text.write(text.bytes().len() as u64, piece))
     }
 
     /// Cuts or extends `args.json`.
     pub fn truncate_args(&self, run: &Run, len: u64) -> Result<(), JobError> {
-        self.0.edit_args(run, |text| text.truncate(len))
+        self.0.edit_args(run, len, |text| text.truncate(len))
     }
 
     /// Writes to the standard input of a run that was started with it: resolves to the bytes taken, at least one. Waits
@@ -239,6 +239,7 @@ impl Shared {
     fn edit_args(
         &self,
         run: &Run,
+        from: u64,
         edit: impl FnOnce(&mut super::args::ArgsText) -> Result<(), JobError>,
     ) -> Result<(), JobError> {
         let secret_names = self.jobs().get(run.job_id()).map(|job| job.entry.argspec.secrets.clone());
@@ -247,8 +248,9 @@ impl Shared {
         // The add-on may have learned of a secret since mkdir: where the text may lie follows today's schema.
         let learned = secret_names.filter(|names| *names != inner.record.secret_names);
         let changed = learned.map(|names| inner.record.secret_names = names).is_some();
+        let from = from.min(inner.text.bytes().len() as u64);
         edit(&mut inner.text)?;
-        if run.keep_text(&mut inner)? || changed {
+        if run.keep_text(&mut inner, from)? || changed {
             self.write_down(&inner.record);
         }
         run.publish(&inner);

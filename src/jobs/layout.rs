@@ -7,14 +7,17 @@
 //! ├── jobs.lock               held by the daemon that has the directory open
 //! ├── runs/                   0700
 //! │   ├── r17-3f9a2c41/       one run; the name is the run id: number, `-`, this directory's random mark
-//! │   │   ├── args.json       before start: as written, only if the job takes no secrets; from start on: normalised,
-//! │   │   │                   secrets as "[secret]"
+//! │   │   ├── args.raw        before start: args.json as written, only if the job takes no secrets
+//! │   │   ├── args.json       from start on: normalised, secrets as "[secret]"
 //! │   │   ├── plan.json       what was decided at start
 //! │   │   ├── stdin           FIFO, when started with stdin
 //! │   │   ├── launch.json  shim.json  exit.json  stdout  stderr  out/     the executor's
 //! │   └── .gone-r9-3f9a2c41/  a removed run on its way out; swept at open
 //! └── data/<job>/             DATA_DIR of a job, where policy grants it (`/` of the id is `%2F`, `%` is `%25`)
 //! ```
+//! The two texts of the arguments have names of their own because ext4 flushes a file that a rename or truncation
+//! replaces at once (auto_da_alloc), which costs a start milliseconds.
+//!
 //! Everything about a run is in the journal; the files hold what is too large for it. `args.json` and `plan.json`
 //! are not synced: the journal has the masked arguments and the plan's digest.
 
@@ -22,6 +25,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+/// The arguments before start, in a run's folder.
+pub(super) const ARGS_RAW: &str = "args.raw";
+/// The arguments from start on.
+pub(super) const ARGS: &str = "args.json";
+/// The plan.
+pub(super) const PLAN: &str = "plan.json";
 /// Prefix of the folder of a removed run.
 const GONE: &str = ".gone-";
 

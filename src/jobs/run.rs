@@ -4,6 +4,8 @@
 //! an await or an fsync: threads that serve the mount take it.
 
 use std::fmt;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +16,7 @@ use zeroize::Zeroizing;
 use super::args::ArgsText;
 use super::error::JobError;
 use super::executor::LaunchSpec;
+use super::layout::{ARGS_RAW, PLAN};
 use super::options::Caller;
 use super::record::{ArgsAt, Record, pretty};
 use super::state::{Answer, RunState, Verb};
@@ -164,7 +167,7 @@ impl Run {
             return Arc::from([]);
         }
         drop(inner);
-        std::fs::read(self.dir.join("plan.json")).unwrap_or_default().into()
+        std::fs::read(self.dir.join(PLAN)).unwrap_or_default().into()
     }
 
     /// Content of `exit_code`: a number and a newline, empty until it is known.
@@ -242,10 +245,13 @@ impl Run {
         }
     }
 
-    /// Puts the text of `args.json` where it may lie. Returns whether the journal must learn of it.
-    pub(super) fn keep_text(&self, inner: &mut Inner) -> Result<bool, JobError> {
+    /// Puts the text of `args.json` where it may lie; what stands before `from` has not changed. Returns whether the
+    /// journal must learn of it.
+    pub(super) fn keep_text(&self, inner: &mut Inner, from: u64) -> Result<bool, JobError> {
         let at = if inner.record.secret_names.is_empty() {
-            std::fs::write(self.dir.join("args.json"), inner.text.bytes())
+            // A text that was kept in memory until now is not there at all.
+            let from = if inner.record.args_at == ArgsAt::Disk { from } else { 0 };
+            write_tail(&self.dir.join(ARGS_RAW), inner.text.bytes(), from)
                 .map_err(|e| JobError::Internal(format!("args.json of run {}: {e}", self.name)))?;
             ArgsAt::Disk
         } else {
@@ -257,6 +263,16 @@ impl Run {
         inner.refusal = None;
         Ok(changed)
     }
+}
+
+/// Makes the file hold `text`, of which only what comes from `from` on may differ.
+fn write_tail(path: &Path, text: &[u8], from: u64) -> io::Result<()> {
+    let from = from.min(text.len() as u64);
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    if file.metadata()?.len() > text.len() as u64 {
+        file.set_len(text.len() as u64)?;
+    }
+    file.write_all_at(text.get(from as usize..).unwrap_or_default(), from)
 }
 
 impl fmt::Debug for Run {

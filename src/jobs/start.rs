@@ -6,7 +6,7 @@ use super::args::ArgsText;
 use super::descriptor::Job;
 use super::error::JobError;
 use super::handle::{Jobs, Shared};
-use super::layout::write_whole;
+use super::layout::{ARGS, ARGS_RAW, PLAN, write_whole};
 use super::options::Caller;
 use super::plan::{Plan, Surroundings};
 use super::record::{ArgsAt, now_ms, pretty};
@@ -108,12 +108,14 @@ impl Shared {
         (record.tree, record.trust) = (job.addon.tree, job.addon.trust.clone());
         let trouble = |e| JobError::Internal(format!("run {} cannot be started: {e}", run.name()));
         let shown = record.args.clone().map(serde_json::Value::Object).unwrap_or_default();
-        write_whole(&run.dir().join("args.json"), &pretty(&shown)).map_err(trouble)?;
-        write_whole(&run.dir().join("plan.json"), &plan.json).map_err(trouble)?;
+        write_whole(&run.dir().join(ARGS), &pretty(&shown)).map_err(trouble)?;
+        write_whole(&run.dir().join(PLAN), &plan.json).map_err(trouble)?;
         if stdin {
             Stdin::make(run.dir())?;
         }
         self.journal.append(&record).map_err(trouble)?;
+        // Only a copy by now; the run's folder goes as a whole in the end.
+        let _ = std::fs::remove_file(run.dir().join(ARGS_RAW));
         inner.record = record;
         inner.text = ArgsText::default();
         inner.plan = Some(plan.json.into());

@@ -9,7 +9,7 @@ use super::gzip::GzipScanner;
 use crate::fetch::error::{Class, FetchError, Side};
 
 /// Spans of gzip layers end at the first block boundary after this many decoded bytes. Smaller spans fetch less
-/// for a small file but cost a window each: about 10 KiB compressed, so 0.5 % of the decoded size here.
+/// for a small file but cost a window each: 10 to 20 KiB compressed, so 0.5 to 1 % of the decoded size here.
 pub(super) const GZIP_SPAN: u64 = 2 << 20;
 
 /// Spans of plain layers: nothing is decoded and no window kept, so only the digest (32 bytes) limits them.

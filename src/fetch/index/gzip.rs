@@ -13,7 +13,7 @@ use crate::fetch::error::{FetchError, Side};
 /// RFC 1952: CRC32 and ISIZE.
 const TRAILER: usize = 8;
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
-/// Windows compress about threefold at the fastest level; higher ones gain a tenth for several times the work.
+/// Windows of programs and texts compress to about half; level 3 gained two percent of that.
 const WINDOW_LEVEL: i32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,8 +31,9 @@ mod recent;
 mod stage;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -96,6 +97,8 @@ pub struct Store {
     whole: quick_cache::sync::Cache<Digest, Arc<Whole>>,
     /// Packs that are open.
     packs: quick_cache::sync::Cache<Digest, Arc<File>>,
+    /// Held by who hashes a large file.
+    proof_turn: Mutex<()>,
     /// Large files that are being hashed in the background.
     proving: Mutex<HashSet<Digest>>,
     /// One lock a layer that is being ingested, so that it is fetched once.
@@ -117,7 +120,8 @@ impl Store {
         let fail = |error: std::io::Error| {
             FetchError::storage(&format!("cannot use cache directory {}", dir.display()), &error)
         };
-        fs::create_dir_all(dir).map_err(fail)?;
+        // Layers may be of private images.
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
         let lock = lock(dir)?;
         check_version(dir)?;
         let tmp = dir.join("tmp");
@@ -134,6 +138,7 @@ impl Store {
             recent: Mutex::new(Recent::new()),
             whole: quick_cache::sync::Cache::new(OPEN_FILES),
             packs: quick_cache::sync::Cache::new(OPEN_PACKS),
+            proof_turn: Mutex::default(),
             proving: Mutex::default(),
             ingests: Mutex::default(),
             flights: Flights::default(),

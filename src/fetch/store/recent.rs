@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use crate::policy::digest::Digest;
 
-/// Most bytes kept. Eight spans: as many as there are readers that make headway at once on few cores, and a
-/// third of what the daemon may hold in memory.
-const LIMIT: usize = 16 << 20;
+/// Most bytes kept. Four spans: what as many FUSE threads read at once, and a sixth of what the daemon may hold
+/// in memory.
+const LIMIT: usize = 8 << 20;
 
 /// Proven spans, the one used last in front.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn keeps_what_was_used_last() {
         let mut recent = Recent::new();
-        let span = |at: u8| (Digest::of(&[at]), Bytes::from(vec![at; 4 << 20]));
+        let span = |at: u8| (Digest::of(&[at]), Bytes::from(vec![at; 2 << 20]));
         for at in 0..4 {
             let (digest, bytes) = span(at);
             recent.put(&digest, &bytes);
@@ -58,6 +58,6 @@ mod tests {
         recent.put(&span(9).0, &span(9).1);
         assert!(recent.get(&span(1).0).is_none(), "least recently used");
         assert!(recent.get(&span(0).0).is_some());
-        assert_eq!(recent.total, 16 << 20);
+        assert_eq!(recent.total, 8 << 20);
     }
 }
