@@ -181,6 +181,8 @@ impl<'a> Holder<'a> {
         loop {
             match signals.wait()? {
                 Signal::SIGCHLD => {}
+                // The terminal went away; without one it says nothing to a daemon.
+                Signal::SIGHUP if !self.options.foreground => continue,
                 signal => {
                     let _ = nix::sys::signal::kill(daemon, signal);
                     continue;

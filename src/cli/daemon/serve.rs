@@ -101,7 +101,7 @@ async fn live(
     drop(descriptors);
 
     let Opened { facts, mut stops, .. } = opened;
-    stops.wait(&facts.jobs).await?;
+    stops.wait(&facts.jobs, facts.options.foreground).await?;
     take_down(&facts.options, &spawner).await?;
     tokio::task::spawn_blocking(move || {
         for serving in [images, control] {

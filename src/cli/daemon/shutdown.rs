@@ -45,14 +45,17 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
 
 impl StopRequests {
-    /// Waits until somebody asks, by `ctl` or by SIGTERM or SIGINT (which cancel), and live runs have ended.
-    pub(crate) async fn wait(&mut self, jobs: &Jobs) -> anyhow::Result<()> {
+    /// Waits until somebody asks, by `ctl` or by SIGTERM or SIGINT (which cancel), and live runs have ended. A
+    /// terminal that goes away asks too, where there is one (`foreground`).
+    pub(crate) async fn wait(&mut self, jobs: &Jobs, foreground: bool) -> anyhow::Result<()> {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let mut stop = tokio::select! {
             asked = self.0.recv() => asked.unwrap_or(Stop::Cancel),
             _ = term.recv() => Stop::Cancel,
             _ = int.recv() => Stop::Cancel,
+            _ = hangup.recv(), if foreground => Stop::Cancel,
         };
         tracing::info!(?stop, "stopping");
         let mut give_up = None;
