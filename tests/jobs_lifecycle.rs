@@ -595,6 +595,8 @@ fn several_commands_are_done_or_none() {
     assert!(daemon.tell(&run, "start\nfoo\n").is_err());
     assert_eq!(run.state(), RunState::Created);
     assert!(run.last_error().contains("no command `foo`"));
+    assert!(daemon.tell(&run, "start\neof\n").is_err(), "it would have no standard input to end");
+    assert_eq!(run.state(), RunState::Created, "all or none");
     assert_eq!(daemon.tell(&run, "start stdin id=a\neof\n").unwrap(), "queued\nok\n");
     daemon.wait(&run, RunState::Running);
 
@@ -610,6 +612,25 @@ fn several_commands_are_done_or_none() {
     assert_eq!(json(run.args_json())["database"], "a");
     let plan = daemon.jobs.job_write(BACKUP, b"plan", &ME).unwrap();
     assert_eq!(json(&plan), json(daemon.jobs.plan(BACKUP, Given::Words(vec![]), &ME).unwrap()));
+}
+
+#[test]
+fn who_stops_the_daemon_does_not_race_with_who_starts_a_run() {
+    let (dir, world) = (state_dir(), World::new());
+    let daemon = Daemon::boot(dir.path(), &world);
+    let live = daemon.started(BACKUP, "live", "", RunState::Running);
+    daemon.jobs.close();
+    let late = daemon.create(BACKUP, "late", "");
+    let refused = daemon.tell(&late, "start").unwrap_err();
+    assert!(matches!(&refused, JobError::Busy(words) if words.contains("being stopped")), "{refused}");
+    assert!(matches!(daemon.jobs.job_write(BACKUP, b"run", &ME), Err(JobError::Busy(_))));
+    assert!(daemon.jobs.job_write(BACKUP, b"plan", &ME).is_ok(), "a plan starts nothing");
+    assert!(!daemon.jobs.is_idle(), "what runs goes on");
+    daemon.tell(&live, "cancel").unwrap();
+    daemon.wait(&live, RunState::Canceled);
+    assert!(daemon.jobs.is_idle());
+    daemon.jobs.reopen();
+    assert_eq!(daemon.tell(&late, "start").unwrap(), "queued\n");
 }
 
 #[test]

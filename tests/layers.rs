@@ -240,6 +240,44 @@ async fn readers_of_one_span_share_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_cold_reads_is_a_few_requests_at_a_time() {
+    // Every span of a plain layer is a mebibyte; these differ, and are not equal to each other.
+    let mut content = vec![0; 24 << 20];
+    content.chunks_mut(1 << 10).enumerate().for_each(|(at, part)| part[0] = (at >> 8) as u8);
+    let (tar, _) = tar(&[("f".to_owned(), content)]);
+    let dir = tempfile::tempdir().unwrap();
+    let source = MemorySource::new(tar);
+    drop(ingest(&open(dir.path()), &source).await.unwrap());
+    evict(dir.path());
+    let layer = Layer::known(&open(dir.path()), source.clone(), &source.descriptor()).unwrap().unwrap();
+    source.set(Fault::Slow);
+    let readers = (0..24_u64).map(|at| {
+        let layer = layer.clone();
+        tokio::spawn(async move { read(&layer, 0, at << 20, 1).await })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap().unwrap();
+    }
+    assert!((2..=16).contains(&source.most()), "{} at once", source.most());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_with_a_wrong_size_does_no_harm_to_others() {
+    let (tar, files) = sample();
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let source = MemorySource::new(gzip(&tar, 6));
+    drop(ingest(&store, &source).await.unwrap());
+    let mut lying = source.descriptor();
+    lying.size += 1;
+    let refused = Layer::known(&store, source.clone(), &lying).unwrap_err();
+    assert_eq!(refused.class, Class::Corrupt, "{refused}");
+    source.set(Fault::Down);
+    let layer = Layer::known(&store, source.clone(), &source.descriptor()).unwrap().expect("still known");
+    check_all(&layer, &files, 1 << 20).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_goes_on_without_its_caller() {
     let (tar, _) = sample();
     let dir = tempfile::tempdir().unwrap();

@@ -191,13 +191,17 @@ fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
 
 fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
     let mut jobs = Jobs::default();
-    jobs.runtime = fields.take("runtime").and_then(|f| f.text(report)).map(|text| base.join(text));
+    // A bare name is looked up as a shell does; only a path is relative to the file.
+    jobs.runtime = fields
+        .take("runtime")
+        .and_then(|f| f.text(report))
+        .map(|text| if text.contains('/') { base.join(text) } else { text.into() });
     set(fields, "max_running", report, &mut jobs.max_running, at_least_one);
     set(fields, "max_running_per_job", report, &mut jobs.max_running_per_job, at_least_one);
     set(fields, "max_queued", report, &mut jobs.max_queued, at_least_one);
     if let Some(mut limits) = fields.take("limits").and_then(|f| f.fields(report)) {
         let bytes = |text: &str| quantity::parse_memory(text).map_err(words);
-        set(&mut limits, "pids", report, &mut jobs.limits.pids, |text| text.parse().map_err(words));
+        set(&mut limits, "pids", report, &mut jobs.limits.pids, |text| at_least_one(text).map(|n| n as u64));
         set(&mut limits, "tmp", report, &mut jobs.limits.tmp_bytes, bytes);
         set(&mut limits, "out", report, &mut jobs.limits.out_bytes, bytes);
         set(&mut limits, "log", report, &mut jobs.limits.log_bytes, bytes);
@@ -279,15 +283,68 @@ mod tests {
     }
 
     #[test]
+    fn a_runtime_is_a_path_beside_the_file_or_a_program_of_the_host() {
+        for (written, expected) in [("crun", "crun"), ("./crun", "/etc/x/./crun"), ("/opt/runc", "/opt/runc")]
+        {
+            let config = parse(&format!("jobs: {{runtime: {written}}}"), Dialect::Addonfs).unwrap();
+            assert_eq!(config.jobs.runtime.as_deref(), Some(Path::new(expected)), "{written}");
+        }
+    }
+
+    #[test]
     fn bad_values_are_placed() {
         for (text, part) in [
             ("read: {deadline: soon}", "line 1"),
             ("cache: {verify: never}", "neither always nor on-change"),
             ("jobs: {max_running: 0}", "not a number above 0"),
+            ("jobs: {limits: {pids: 0}}", "not a number above 0"),
             ("jobs: 3", "expected a mapping"),
         ] {
             let error = parse(text, Dialect::Addonfs).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    const DOCS: &str = include_str!("../../docs/configuration.md");
+
+    #[test]
+    fn the_documented_file_is_accepted() {
+        use crate::policy::trust::keys::PrivateKey;
+        let dir = tempfile::tempdir().unwrap();
+        let key = PrivateKey::generate().unwrap().public().unwrap().to_pem();
+        for name in ["cosign.pub", "own.pub"] {
+            std::fs::write(dir.path().join(name), &key).unwrap();
+        }
+        let block = DOCS.split("```yaml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let text = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
+        let config = Config::parse("addonfs.yaml", text.as_bytes(), dir.path(), Dialect::Addonfs).unwrap();
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        // What the page calls a default is one.
+        let default = Jobs::default();
+        assert_eq!(config.jobs.max_running, default.max_running);
+        assert_eq!(config.jobs.limits.log_bytes, default.limits.log_bytes);
+        assert_eq!(config.jobs.limits.out_bytes, default.limits.out_bytes);
+        assert_eq!(config.jobs.retention.max_age, default.retention.max_age);
+        assert_eq!(config.cache.quota, Cache::default().quota);
+        assert_eq!(config.read.deadline, Read::default().deadline);
+    }
+
+    #[test]
+    fn every_key_that_is_read_is_documented() {
+        let readers = regex::Regex::new(
+            r#"\b(?:take|section|set|text|flag|word|granted|path)\((?:&mut )?(?:[a-z]+,)?\s*"([A-Za-z_]+)""#,
+        )
+        .unwrap();
+        let code = |text: &'static str| text.split("#[cfg(test)]").next().unwrap_or_default();
+        let sources = [code(include_str!("config.rs")), code(include_str!("../policy/source/parse.rs"))];
+        let keys: std::collections::BTreeSet<&str> = sources
+            .iter()
+            .flat_map(|text| readers.captures_iter(text).map(|found| found.extract::<1>().1[0]))
+            .collect();
+        assert!(keys.len() > 40, "the search has found the keys: {keys:?}");
+        for key in keys {
+            let told = regex::Regex::new(&format!(r"\b{key}:")).unwrap();
+            assert!(told.is_match(DOCS), "docs/configuration.md does not tell of {key}");
         }
     }
 }

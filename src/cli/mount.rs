@@ -43,10 +43,10 @@ pub(crate) struct MountArgs {
     #[arg(long, short)]
     foreground: bool,
     /// Fail if any source is refused or not settled in time
-    #[arg(long)]
+    #[arg(long, conflicts_with = "foreground")]
     strict: bool,
     /// Print the status as JSON once settled
-    #[arg(long, short, value_parser = ["json"])]
+    #[arg(long, short, value_name = "FORMAT", value_parser = ["json"], conflicts_with = "foreground")]
     output: Option<String>,
     /// The mount point [default: `mount_point` of the configuration]
     dir: Option<PathBuf>,

@@ -13,7 +13,7 @@ network, image, trust. Exit code 125 where addonfs refuses.
 
 Examples:
   addonfs plan tools/backup/backup --database app --s3-bucket b
-  addonfs plan tools/backup/backup --args-json @args.json | jq .limits"
+  addonfs plan tools/backup/backup --args-json @args.json | jq .executor_preview.resources"
 )]
 pub(crate) struct PlanArgs {
     #[command(flatten)]

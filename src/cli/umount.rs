@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::{daemon_status, mounted};
+use crate::fs::kernel::mount::{self, State};
 
 /// Take a mount down.
 #[derive(Debug, clap::Args)]
@@ -34,10 +35,19 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) fn run(args: UmountArgs) -> anyhow::Result<ExitCode> {
     let mount = mounted::chosen(args.dir.as_deref())?;
     let mount = if mounted::is_mounted(&mount) { mount } else { mount.canonicalize()? };
-    anyhow::ensure!(mounted::is_mounted(&mount), "{} is not an addonfs mount", mount.display());
+    let connection = mount::connection_of(&mount)
+        .with_context(|| format!("{} is not an addonfs mount", mount.display()))?;
     let status = match daemon_status::read(&mount) {
         Ok((status, _)) => status,
-        Err(_) => return clear_dead(&mount),
+        Err(_) if matches!(mount::state(&mount, connection), State::Dead) => return clear_dead(&mount),
+        // A live daemon may have live runs: it is not for us to cut it off because we do not understand it.
+        Err(error) => {
+            return Err(error.context(format!(
+                "{} has a daemon that this addonfs cannot talk to, so nothing was taken down (use the addonfs that \
+                 mounted it; `umount --lazy` detaches it whatever runs)",
+                mount.display()
+            )));
+        }
     };
     let word = match (args.cancel, args.wait) {
         (true, _) => "stop cancel",
@@ -51,8 +61,7 @@ pub(crate) fn run(args: UmountArgs) -> anyhow::Result<ExitCode> {
 
 /// A mount whose daemon and holder are both gone answers ENOTCONN to everything but being detached.
 fn clear_dead(mount: &Path) -> anyhow::Result<ExitCode> {
-    crate::fs::kernel::mount::unmount(mount)
-        .with_context(|| format!("cannot detach the dead mount {}", mount.display()))?;
+    mount::unmount(mount).with_context(|| format!("cannot detach the dead mount {}", mount.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -109,6 +109,7 @@ fn rehearse(run: &Run, commands: &[Command]) -> Result<(), JobError> {
     let inner = run.lock();
     let mut state = inner.record.state;
     let mut token = inner.record.token.as_deref();
+    let mut has_stdin = inner.record.stdin;
     for command in commands {
         let same = match command {
             Command::Start { token: Some(new), .. } => token == Some(new),
@@ -116,8 +117,10 @@ fn rehearse(run: &Run, commands: &[Command]) -> Result<(), JobError> {
         };
         if run.judge(&inner, state, command.verb(), same)? {
             state = state.after(command.verb());
-            if let Command::Start { token: new, .. } = command {
-                token = new.as_deref();
+            match command {
+                Command::Start { token: new, stdin } => (token, has_stdin) = (new.as_deref(), *stdin),
+                Command::Eof if !has_stdin => return Err(no_stdin(run)),
+                _ => {}
             }
         }
     }

@@ -218,6 +218,23 @@ impl Jobs {
         self.0.runs().by_number.values().filter(|run| run.state().is_live()).cloned().collect()
     }
 
+    /// Refuses every start from now on: who stops the daemon must not race with who starts a run. What is queued or
+    /// running goes on.
+    pub fn close(&self) {
+        self.0.queue().close(true);
+    }
+
+    /// Takes [`Jobs::close`] back.
+    pub fn reopen(&self) {
+        self.0.queue().close(false);
+    }
+
+    /// Whether no run is queued or running and no start is under way. Final once the handle is closed.
+    pub fn is_idle(&self) -> bool {
+        // In this order: a start that is no promise any more is a live run.
+        !self.0.queue().has_promised() && self.live_runs().is_empty()
+    }
+
     /// How many runs are in which state.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();

@@ -22,7 +22,7 @@
 //! are not synced: the journal has the masked arguments and the plan's digest.
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The arguments before start, in a run's folder.
@@ -114,6 +114,20 @@ pub(super) fn run_id(number: u64, mark: &str) -> String {
     format!("r{number}-{mark}")
 }
 
+/// Makes a job's `DATA_DIR`. It is bound into containers whose users are not known here, so everybody may write in it;
+/// the folder above it keeps everybody of the host out.
+pub(super) fn make_data_dir(dir: &Path) -> io::Result<()> {
+    if let Some(above) = dir.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(above)?;
+    }
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+        // Not by the mode of mkdir: a umask would cut it.
+        Ok(()) => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o1777)),
+    }
+}
+
 /// Writes a file under a temporary name and renames it, so that nobody sees half of it. Not synced.
 pub(super) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
@@ -140,6 +154,19 @@ mod tests {
             std::fs::read_dir(dir.path().join("runs")).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["notes", "r1-00000001"]);
+    }
+
+    #[test]
+    fn a_data_folder_is_open_inside_a_closed_one_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let data = layout.data_dir("a/b");
+        make_data_dir(&data).unwrap();
+        std::fs::write(data.join("kept"), "x").unwrap();
+        make_data_dir(&data).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(&data), mode(&dir.path().join("data"))), (0o1777, 0o700));
+        assert!(data.join("kept").exists());
     }
 
     #[test]

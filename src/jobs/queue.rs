@@ -23,6 +23,17 @@ pub(super) struct Queue {
     next: u64,
     running: HashMap<String, usize>,
     total: usize,
+    /// No new places: the daemon stops.
+    closed: bool,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// So many wait already.
+    Full(usize),
+    /// See [`Queue::close`].
+    Closed,
 }
 
 #[derive(Debug)]
@@ -34,17 +45,37 @@ struct Waiting {
 
 impl Queue {
     pub(super) fn new(limits: QueueLimits) -> Self {
-        Self { limits, waiting: BTreeMap::new(), promised: 0, next: 0, running: HashMap::new(), total: 0 }
+        Self {
+            limits,
+            waiting: BTreeMap::new(),
+            promised: 0,
+            next: 0,
+            running: HashMap::new(),
+            total: 0,
+            closed: false,
+        }
     }
 
-    /// Promises places to so many runs; the limit as an error when there are not that many. A run that can run at
-    /// once needs one too, for a moment.
-    pub(super) fn promise(&mut self, count: usize) -> Result<(), usize> {
+    /// Promises places to so many runs, or says why not. A run that can run at once needs one too, for a moment.
+    pub(super) fn promise(&mut self, count: usize) -> Result<(), NoPlace> {
+        if self.closed && count > 0 {
+            return Err(NoPlace::Closed);
+        }
         if self.waiting.len().saturating_add(self.promised).saturating_add(count) > self.limits.waiting {
-            return Err(self.limits.waiting);
+            return Err(NoPlace::Full(self.limits.waiting));
         }
         self.promised += count;
         Ok(())
+    }
+
+    /// Promises no more places, or does so again. What has its place keeps it.
+    pub(super) fn close(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    /// Whether a start is under way that no run's state shows yet.
+    pub(super) fn has_promised(&self) -> bool {
+        self.promised > 0
     }
 
     /// Promises places above the limit.
@@ -134,7 +165,7 @@ mod tests {
             queue.promise(1).unwrap();
             queue.push(run(number, job));
         }
-        assert_eq!(queue.promise(1), Err(6));
+        assert_eq!(queue.promise(1), Err(NoPlace::Full(6)));
         assert_eq!(picked(&mut queue), [] as [u64; 0], "no image is there yet");
         for number in [6, 5, 4, 3, 2, 1] {
             queue.ready(number);

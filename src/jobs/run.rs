@@ -255,6 +255,10 @@ impl Run {
                 .map_err(|e| JobError::Internal(format!("args.json of run {}: {e}", self.name)))?;
             ArgsAt::Disk
         } else {
+            if inner.record.args_at == ArgsAt::Disk {
+                // Written when the job took no secrets yet: what was no secret then may be one now.
+                let _ = std::fs::remove_file(self.dir.join("args.json"));
+            }
             ArgsAt::Memory
         };
         let changed = inner.record.args_at != at;

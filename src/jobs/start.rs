@@ -9,6 +9,7 @@ use super::handle::{Jobs, Shared};
 use super::layout::{ARGS, ARGS_RAW, PLAN, write_whole};
 use super::options::Caller;
 use super::plan::{Plan, Surroundings};
+use super::queue::NoPlace;
 use super::record::{ArgsAt, now_ms, pretty};
 use super::run::{Inner, Pending, Run, WRITE_AGAIN};
 use super::state::{RunState, Verb};
@@ -163,8 +164,13 @@ impl Drop for Places<'_> {
 impl Shared {
     /// Places for so many runs, or a refusal.
     pub(super) fn places(&self, count: usize) -> Result<Places<'_>, JobError> {
-        self.queue().promise(count).map_err(|limit| {
-            JobError::Again(format!("{limit} runs are waiting already; try again when some have started"))
+        self.queue().promise(count).map_err(|why| match why {
+            NoPlace::Full(limit) => {
+                JobError::Again(format!("{limit} runs are waiting already; try again when some have started"))
+            }
+            NoPlace::Closed => JobError::Busy(
+                "the daemon is being stopped and starts no more runs; start it after the next mount".into(),
+            ),
         })?;
         Ok(Places { shared: self, left: count })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::executor::{Cause, Launch, Outcome, ShimId, Stop};
 use super::handle::Shared;
+use super::layout;
 use super::record::{EXIT_CANCELED, EXIT_REFUSED, now_ms};
 use super::run::{Pending, Run};
 use super::state::RunState;
@@ -101,7 +102,7 @@ impl Shared {
     /// Waits for the executor at most its own deadline. A shim that comes later is told to stop.
     async fn ask_executor(self: &Arc<Self>, run: &Arc<Run>, pending: Pending) -> Result<ShimId, String> {
         if let Some(dir) = &pending.spec.data_dir {
-            std::fs::create_dir_all(dir).map_err(|e| format!("its data folder cannot be made: {e}"))?;
+            layout::make_data_dir(dir).map_err(|e| format!("its data folder cannot be made: {e}"))?;
         }
         let launch = Launch { spec: pending.spec, secrets: pending.secrets, run_dir: run.dir().to_owned() };
         let executor = Arc::clone(&self.executor);

@@ -43,6 +43,8 @@ pub(crate) struct MemorySource {
     fault: Mutex<Fault>,
     ranges: AtomicUsize,
     streams: AtomicUsize,
+    under_way: AtomicUsize,
+    most: AtomicUsize,
 }
 
 impl MemorySource {
@@ -52,6 +54,8 @@ impl MemorySource {
             fault: Mutex::new(Fault::None),
             ranges: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
         })
     }
 
@@ -77,6 +81,12 @@ impl MemorySource {
     /// How many times the whole was asked for.
     pub(crate) fn streams(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
+    }
+
+    /// How many ranges were asked for at the same time at most.
+    #[allow(dead_code, reason = "not every test that uses this file asks")]
+    pub(crate) fn most(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
     }
 
     fn fault(&self) -> Fault {
@@ -134,8 +144,13 @@ impl BlobSource for MemorySource {
             (usize::try_from(range.start).expect("fits"), usize::try_from(range.end).expect("fits"));
         let mut bytes = self.blob[start..end].to_vec();
         let middle = bytes.len() / 2;
+        let now = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        if self.fault() == Fault::Slow {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
         match self.fault() {
-            Fault::Slow => tokio::time::sleep(Duration::from_millis(100)).await,
             Fault::FlipRanges => bytes[middle] ^= 1,
             Fault::FlipOnce => {
                 bytes[middle] ^= 1;

@@ -37,6 +37,9 @@ struct Entry {
 /// The board of all sources, in the order of the configuration.
 pub(crate) struct Board {
     entries: Mutex<Vec<Entry>>,
+    /// Held while jobs are installed and removed: two drivers that settle at once must do it in the order in which
+    /// they decided, or a source that lost would have jobs. Taken before `entries`.
+    settling: Mutex<()>,
     generation: watch::Sender<u64>,
     /// Bytes that arrived raise the generation too: `status.json` shows them.
     arrived: AtomicU64,
@@ -66,6 +69,7 @@ impl Board {
         };
         Self {
             entries: Mutex::new(specs.iter().map(entry).collect()),
+            settling: Mutex::default(),
             generation: watch::Sender::new(1),
             arrived: AtomicU64::new(0),
             events,
@@ -217,6 +221,7 @@ impl Board {
 
     /// Decides anew who is shown; installs and removes jobs accordingly. Returns who lost and why.
     fn settle(&self) -> Vec<(usize, Denied)> {
+        let settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         let mut install = Vec::new();
         let mut uninstall = Vec::new();
         let mut lost = Vec::new();
@@ -257,6 +262,7 @@ impl Board {
             uninstall.iter().for_each(|source| jobs.uninstall(source));
             install.into_iter().for_each(|addon| jobs.install(addon));
         }
+        drop(settling);
         for (index, denied) in &lost {
             self.apply(*index, Transition::Refuse(denied.clone()));
         }

@@ -118,8 +118,13 @@ impl DaemonFacts {
             ["stop", "wait"] => Stop::Wait,
             _ => return Err(FsError::Invalid(unknown(words, "stop, stop cancel, stop wait"))),
         };
+        // First the door, then the look: a run that is started in between would lose its root file system.
+        self.jobs.close();
         let live = self.jobs.live_runs();
         if stop == Stop::IfIdle && !live.is_empty() {
+            if !self.stops.asked() {
+                self.jobs.reopen();
+            }
             let names: Vec<String> =
                 live.iter().map(|run| format!("{}/runs/{}", run.job_id(), run.name())).collect();
             return Err(FsError::Busy(format!(

@@ -77,7 +77,7 @@ const BACKOFF: Duration = Duration::from_millis(200);
 /// Runs as the holder until the mount is taken down. `ready` is the pipe to the waiting `addonfs mount`.
 pub(crate) fn hold(options: &HoldOptions, ready: OwnedFd) -> ExitCode {
     let report = ready.try_clone();
-    match Holder::open(options, ready).and_then(|mut holder| holder.run()) {
+    match hold_until_ended(options, ready) {
         Ok(code) => code,
         Err(error) => {
             if let Ok(report) = report {
@@ -89,11 +89,25 @@ pub(crate) fn hold(options: &HoldOptions, ready: OwnedFd) -> ExitCode {
     }
 }
 
+/// Whatever goes wrong after the mount, the mount does not stay behind: without us it is dead.
+fn hold_until_ended(options: &HoldOptions, ready: OwnedFd) -> anyhow::Result<ExitCode> {
+    // Before the mount: a signal that comes in between must not end us beside it. It is kept for `attend`.
+    watched_signals().thread_block()?;
+    let mut holder = Holder::open(options, ready)?;
+    let ended = holder.run();
+    if ended.is_err() {
+        holder.take_down();
+    }
+    ended
+}
+
 struct Holder<'a> {
     options: &'a HoldOptions,
     descriptors: Descriptors,
     mounted: File,
     images_mounted: bool,
+    /// Somebody told us to end: a daemon that dies of that is not started again.
+    stopping: bool,
 }
 
 impl<'a> Holder<'a> {
@@ -104,6 +118,19 @@ impl<'a> Holder<'a> {
         let lock = StateLock::take(&options.dirs.state)?;
         clear_dead(&options.mount_point)?;
         let control = mount::mount(Tree::Control, &options.mount_point)?.device;
+        let opened = Self::with_control(options, lock, control, ready);
+        if opened.is_err() {
+            let _ = mount::unmount(&options.mount_point);
+        }
+        opened
+    }
+
+    fn with_control(
+        options: &'a HoldOptions,
+        lock: StateLock,
+        control: OwnedFd,
+        ready: OwnedFd,
+    ) -> anyhow::Result<Self> {
         let (images, images_mounted) = if options.nested() {
             (mount::open_device()?, false)
         } else {
@@ -121,12 +148,11 @@ impl<'a> Holder<'a> {
             ready,
             mounted: mounted_reader,
         };
-        Ok(Self { options, descriptors, mounted: File::from(mounted), images_mounted })
+        Ok(Self { options, descriptors, mounted: File::from(mounted), images_mounted, stopping: false })
     }
 
     fn run(&mut self) -> anyhow::Result<ExitCode> {
         let signals = watched_signals();
-        signals.thread_block()?;
         let mut quick_deaths = 0;
         loop {
             let started = Instant::now();
@@ -135,7 +161,6 @@ impl<'a> Holder<'a> {
                 Ok(status) => status,
                 Err(error) => {
                     let _ = daemon.kill();
-                    self.take_down();
                     return Err(error);
                 }
             };
@@ -145,12 +170,16 @@ impl<'a> Holder<'a> {
                     self.take_down();
                     return Ok(ExitCode::from(HOPELESS));
                 }
+                other if self.stopping => {
+                    tracing::warn!("the daemon ended ({other:?}) while it was being stopped");
+                    self.take_down();
+                    return Ok(ExitCode::SUCCESS);
+                }
                 other => tracing::warn!("the daemon ended ({other:?}); starting it again"),
             }
             if started.elapsed() < QUICK {
                 quick_deaths += 1;
                 if quick_deaths >= QUICK_DEATHS {
-                    self.take_down();
                     anyhow::bail!("the daemon died {quick_deaths} times right after its start; see its log");
                 }
                 std::thread::sleep(BACKOFF);
@@ -181,10 +210,11 @@ impl<'a> Holder<'a> {
         loop {
             match signals.wait()? {
                 Signal::SIGCHLD => {}
-                // The terminal went away; without one it says nothing to a daemon.
+                // Detached there is nothing that could hang up, and nothing to read anew.
                 Signal::SIGHUP if !self.options.foreground => continue,
-                signal => {
-                    let _ = nix::sys::signal::kill(daemon, signal);
+                _ => {
+                    self.stopping = true;
+                    let _ = nix::sys::signal::kill(daemon, Signal::SIGTERM);
                     continue;
                 }
             }
@@ -239,7 +269,7 @@ impl<'a> Holder<'a> {
     }
 }
 
-/// SIGCHLD wakes the holder; the others are passed on to the daemon, which decides what they mean.
+/// SIGCHLD wakes the holder; SIGTERM, SIGINT and the terminal's SIGHUP all tell the daemon to stop.
 fn watched_signals() -> SigSet {
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
 }

@@ -17,4 +17,5 @@ pub(crate) mod lock;
 mod metrics;
 pub(crate) mod serve;
 mod shutdown;
+mod upkeep;
 mod wiring;

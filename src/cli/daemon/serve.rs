@@ -20,6 +20,7 @@ use super::facts::DaemonFacts;
 use super::holder::{HOPELESS, HoldOptions, Ready};
 use super::inherit::Descriptors;
 use super::shutdown::{self, StopRequests};
+use super::upkeep;
 use super::wiring;
 use crate::cli::config::Config;
 use crate::cli::logging;
@@ -69,7 +70,11 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
         serde_json::from_str(options).context("the holder's options are not readable")?;
     // First of all: what the spawner starts must be bound by nothing that this process opens or gives up later.
     let spawner = Spawner::start().context("cannot start the spawner process")?;
+    // Secrets of jobs and registries are in this memory: no core file, and no other process of this user reads it.
+    // (After the spawner: what it starts is its own business, and an exec sets this back anyway.)
+    nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
+    upkeep::abort_on_lost_thread();
     let config = Config::read(&options.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")
@@ -98,10 +103,11 @@ async fn live(
     let images = opened.serve_images(&mut descriptors).await?;
     Ready::Mounted.say(&descriptors.ready);
     tracing::info!(mount_point = %opened.facts.options.mount_point.display(), resumed, "the tree answers");
-    drop(descriptors);
+    // Everything else has its own copies by now. The lock stays: a holder may be killed, and then it is ours alone.
+    let Descriptors { lock: _lock, .. } = descriptors;
 
     let Opened { facts, mut stops, .. } = opened;
-    stops.wait(&facts.jobs, facts.options.foreground).await?;
+    stops.wait(&facts.jobs).await;
     take_down(&facts.options, &spawner).await?;
     tokio::task::spawn_blocking(move || {
         for serving in [images, control] {
@@ -142,7 +148,7 @@ impl Opened {
             Handle::current(),
         )?;
         let images = Arc::new(Images::new(wiring::owner()));
-        let (stopper, stops) = shutdown::channel();
+        let (stopper, stops) = shutdown::channel()?;
         let facts = Arc::new(DaemonFacts {
             board: Arc::clone(&board),
             sources: Arc::clone(&sources),
@@ -227,6 +233,7 @@ impl Opened {
         if let Ok(probe) = tempfile::tempfile_in(&self.facts.options.dirs.cache) {
             backings.probe(serving.device().as_fd(), &probe);
         }
+        upkeep::close_idle_backings(backings.clone(), serving.device().try_clone_to_owned()?);
         let _ = self.facts.reading.set(backings);
         Ok(serving)
     }

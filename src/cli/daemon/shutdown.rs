@@ -1,8 +1,10 @@
 //! Stopping: who may ask for it, and what has to end before the mount goes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::jobs::{Caller, Command, Jobs};
@@ -20,22 +22,44 @@ pub(crate) enum Stop {
 
 /// Where requests to stop go.
 #[derive(Debug, Clone)]
-pub(crate) struct Stops(mpsc::UnboundedSender<Stop>);
+pub(crate) struct Stops {
+    sender: mpsc::UnboundedSender<Stop>,
+    asked: Arc<AtomicBool>,
+}
 
 /// Where they are waited for.
 #[derive(Debug)]
-pub(crate) struct StopRequests(mpsc::UnboundedReceiver<Stop>);
+pub(crate) struct StopRequests {
+    receiver: mpsc::UnboundedReceiver<Stop>,
+    term: Signal,
+    int: Signal,
+    /// Caught and not obeyed: by default it would end us, and the holder would take that for a crash. What a
+    /// terminal's hang-up means is the holder's to say.
+    _hangup: Signal,
+}
 
-/// A pair of the two.
-pub(crate) fn channel() -> (Stops, StopRequests) {
+/// A pair of the two. From here on signals are kept until somebody waits for them.
+pub(crate) fn channel() -> std::io::Result<(Stops, StopRequests)> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Stops(sender), StopRequests(receiver))
+    let requests = StopRequests {
+        receiver,
+        term: signal(SignalKind::terminate())?,
+        int: signal(SignalKind::interrupt())?,
+        _hangup: signal(SignalKind::hangup())?,
+    };
+    Ok((Stops { sender, asked: Arc::default() }, requests))
 }
 
 impl Stops {
     /// Asks for it. Returns at once.
     pub(crate) fn ask(&self, stop: Stop) {
-        let _ = self.0.send(stop);
+        self.asked.store(true, Ordering::Release);
+        let _ = self.sender.send(stop);
+    }
+
+    /// Whether anybody asked.
+    pub(crate) fn asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
     }
 }
 
@@ -45,25 +69,15 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
 
 impl StopRequests {
-    /// Waits until somebody asks, by `ctl` or by SIGTERM or SIGINT (which cancel), and live runs have ended. A
-    /// terminal that goes away asks too, where there is one (`foreground`).
-    pub(crate) async fn wait(&mut self, jobs: &Jobs, foreground: bool) -> anyhow::Result<()> {
-        let mut term = signal(SignalKind::terminate())?;
-        let mut int = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut stop = tokio::select! {
-            asked = self.0.recv() => asked.unwrap_or(Stop::Cancel),
-            _ = term.recv() => Stop::Cancel,
-            _ = int.recv() => Stop::Cancel,
-            _ = hangup.recv(), if foreground => Stop::Cancel,
-        };
+    /// Waits until somebody asks, by `ctl` or by SIGTERM or SIGINT (which cancel), and live runs have ended. No run
+    /// is started from then on.
+    pub(crate) async fn wait(&mut self, jobs: &Jobs) {
+        let mut stop = self.next().await;
         tracing::info!(?stop, "stopping");
+        jobs.close();
         let mut give_up = None;
-        loop {
+        while !jobs.is_idle() {
             let live = jobs.live_runs();
-            if live.is_empty() {
-                return Ok(());
-            }
             if stop == Stop::Cancel && give_up.is_none() {
                 give_up = Some(Instant::now() + CANCEL_LIMIT);
                 let daemon = Caller { uid: nix::unistd::geteuid().as_raw(), gid: 0, pid: std::process::id() };
@@ -75,14 +89,19 @@ impl StopRequests {
             }
             if give_up.is_some_and(|at| Instant::now() > at) {
                 tracing::warn!("{} runs did not end after they were canceled", live.len());
-                return Ok(());
+                return;
             }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                asked = self.0.recv() => stop = asked.unwrap_or(Stop::Cancel),
-                _ = term.recv() => stop = Stop::Cancel,
-                _ = int.recv() => stop = Stop::Cancel,
+            if let Ok(next) = tokio::time::timeout(LOOK, self.next()).await {
+                stop = next;
             }
+        }
+    }
+
+    async fn next(&mut self) -> Stop {
+        tokio::select! {
+            asked = self.receiver.recv() => asked.unwrap_or(Stop::Cancel),
+            _ = self.term.recv() => Stop::Cancel,
+            _ = self.int.recv() => Stop::Cancel,
         }
     }
 }

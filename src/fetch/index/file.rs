@@ -22,8 +22,9 @@ use crate::fetch::error::{FetchError, Side};
 use crate::policy::digest::Digest;
 
 pub(super) const MAGIC: &[u8; 8] = b"addnfsLI";
-/// Raise with every change of the layout.
-pub(super) const VERSION: u32 = 1;
+/// The version of layer indexes. Raise it with every change of the layout, and of which files a layer has: merged trees
+/// name files by their number in the index.
+pub const VERSION: u32 = 1;
 pub(super) const HEADER: usize = 184;
 const SECTIONS_AT: usize = 72;
 const DIGEST: usize = 32;

@@ -28,4 +28,4 @@ mod sparse;
 pub(crate) mod tar;
 
 pub use entry::{Entry, EntryKind, Xattrs};
-pub use file::LayerIndex;
+pub use file::{LayerIndex, VERSION as INDEX_VERSION};

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -18,6 +19,14 @@ use crate::policy::digest::Digest;
 
 /// Most bytes of the blob in one request: enough to make the round trip cheap, little enough to decode at once.
 const MAX_RANGE: u64 = 8 << 20;
+
+/// Requests of one layer at a time. Each holds a connection, its range and what is decoded of it, so that a thousand
+/// cold reads (the kernel sends as many) would use up memory and descriptors; more only queue at the registry.
+pub(super) const REQUESTS: usize = 16;
+
+/// The longest that one range may take. Retries end long before it; it is for bytes that drip just fast enough not
+/// to be called a stall, because everybody who wants the span waits for this one flight. 8 MiB need 14 KiB/s.
+const MAX_FLIGHT: Duration = Duration::from_secs(600);
 
 /// Larger spans are not decoded in memory; their layer is fetched whole again. They come from encoders that write
 /// one endless deflate block (zlib-ng at level 1).
@@ -113,10 +122,12 @@ impl Inner {
     /// Fetches, decodes, proves and keeps a group. Wrong bytes are asked for once more: a proxy or a disk on the
     /// way may have had a bad moment.
     async fn bring(self: &Arc<Self>, group: Range<usize>) -> Result<Spans, FetchError> {
+        let _turn = self.requests.acquire().await;
         let (start, len) = self.range(group.clone());
         let mut last = interrupted();
         for _ in 0..2 {
-            let blob = self.source.range(&self.blob, start..start + len).await?;
+            let range = self.source.range(&self.blob, start..start + len);
+            let blob = tokio::time::timeout(MAX_FLIGHT, range).await.map_err(|_| self.dripping())??;
             if blob.len() as u64 != len {
                 let what = format!("layer {}: a range came with the wrong length", self.blob.digest);
                 return Err(FetchError::new(Class::Protocol, Side::Remote, what));
@@ -132,6 +143,11 @@ impl Inner {
             }
         }
         Err(last)
+    }
+
+    fn dripping(&self) -> FetchError {
+        let what = format!("layer {}: a range took longer than {MAX_FLIGHT:?}", self.blob.digest);
+        FetchError::new(Class::Unavailable, Side::Remote, what)
     }
 
     /// Decodes a group from its bytes of the blob, which begin at `start`.

@@ -11,22 +11,34 @@ use crate::fetch::index::file::FileRecord;
 use crate::fetch::store::{Found, LARGE_FILE};
 use crate::fetch::verified::VerifiedBytes;
 
+/// Spans up to this size are read from disk and proven on the thread that asks (4 ms), larger ones where waiting does
+/// not stop others. Usual ones are 2 MiB; encoders that write long blocks make larger ones.
+const SPAN_AT_ONCE: u64 = 4 << 20;
+
 /// Fetched spans can be evicted before they are cut when the quota is tiny; then they are fetched again.
 const ATTEMPTS: usize = 3;
 
 impl Inner {
     /// The bytes, if they are here and need no long hashing.
     pub(super) fn local(&self, wanted: &Wanted) -> Option<VerifiedBytes> {
+        self.here(wanted, SPAN_AT_ONCE)
+    }
+
+    /// The bytes, if they are here in whole files or in spans of at most `span` bytes.
+    fn here(&self, wanted: &Wanted, span: u64) -> Option<VerifiedBytes> {
         if wanted.len == 0 {
             return Some(VerifiedBytes::proven(Bytes::new()));
         }
+        let cut = || {
+            if self.needs_larger(wanted, span) { None } else { self.cut(wanted, &Spans::new()).ok() }
+        };
         if wanted.file.size >= LARGE_FILE {
             return match self.store.find(&wanted.file.digest, wanted.file.size, false) {
                 Found::Proven(whole) => {
                     let bytes = whole.read(wanted.offset, usize::try_from(wanted.len).ok()?);
-                    bytes.map(VerifiedBytes::proven).or_else(|| self.cut(wanted, &Spans::new()).ok())
+                    bytes.map(VerifiedBytes::proven).or_else(cut)
                 }
-                Found::Missing => self.cut(wanted, &Spans::new()).ok(),
+                Found::Missing => cut(),
                 Found::Unproven => None,
             };
         }
@@ -39,19 +51,42 @@ impl Inner {
                 let end = start + usize::try_from(wanted.len).ok()?;
                 Some(VerifiedBytes::proven(whole).slice(start..end))
             }
-            None => self.cut(wanted, &Spans::new()).ok(),
+            None => cut(),
         }
+    }
+
+    /// Whether a span larger than `limit` is needed.
+    fn needs_larger(&self, wanted: &Wanted, limit: u64) -> bool {
+        let end = wanted.offset + wanted.len;
+        self.index.extents(&wanted.file).any(|extent| {
+            let first = extent.file_offset.max(wanted.offset);
+            let last = (extent.file_offset + extent.len).min(end);
+            let offset = extent.offset + first.saturating_sub(extent.file_offset);
+            first < last
+                && (self.index.spans_covering(offset, last - first))
+                    .any(|number| self.index.span(number).is_some_and(|span| span.out_len > limit))
+        })
     }
 
     /// The bytes, fetched or hashed first as needed.
     pub(super) async fn answer(self: Arc<Self>, wanted: Wanted) -> Result<VerifiedBytes, FetchError> {
+        if wanted.file.size < LARGE_FILE && self.needs_larger(&wanted, SPAN_AT_ONCE) {
+            let inner = Arc::clone(&self);
+            if let Ok(Some(bytes)) = tokio::task::spawn_blocking(move || inner.here(&wanted, u64::MAX)).await
+            {
+                return Ok(bytes);
+            }
+        }
         if wanted.file.size >= LARGE_FILE {
             let inner = Arc::clone(&self);
+            let turn = self.store.proof_turn(&wanted.file.digest).lock_owned().await;
             let proven = tokio::task::spawn_blocking(move || {
                 if let Found::Unproven = inner.store.find(&wanted.file.digest, wanted.file.size, false) {
                     inner.store.prove(&wanted.file.digest);
                 }
-                inner.local(&wanted)
+                // Kept in here, because hashing goes on when nobody waits for it any more.
+                drop(turn);
+                inner.here(&wanted, u64::MAX)
             });
             if let Ok(Some(bytes)) = proven.await {
                 return Ok(bytes);
@@ -113,16 +148,14 @@ impl Inner {
 
     /// Proves a large file where it keeps nobody waiting.
     pub(super) fn prove_in_background(self: &Arc<Self>, record: &FileRecord) {
-        if !self.store.begin_proof(&record.digest) {
-            return;
-        }
+        let Ok(turn) = self.store.proof_turn(&record.digest).try_lock_owned() else { return };
         let (inner, digest) = (Arc::clone(self), record.digest);
         let thread = std::thread::Builder::new().name("prove".to_owned()).spawn(move || {
             inner.store.prove(&digest);
-            inner.store.end_proof(&digest);
+            drop(turn);
         });
-        if thread.is_err() {
-            self.store.end_proof(&record.digest);
+        if let Err(error) = thread {
+            tracing::warn!(%error, "no thread to hash a file: it is read without passthrough");
         }
     }
 }

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use super::error::{Class, FetchError, Side};
 use super::index::LayerIndex;
@@ -66,6 +67,8 @@ struct Inner {
     source: Arc<dyn BlobSource>,
     blob: Descriptor,
     index: LayerIndex,
+    /// Requests under way.
+    requests: Semaphore,
 }
 
 /// A part of a file that was asked for, clamped to what there is.
@@ -78,7 +81,8 @@ struct Wanted {
 
 impl Layer {
     /// The layer, if it was indexed before: no network, a few milliseconds. A damaged index is removed, and the
-    /// layer is then not known.
+    /// layer is then not known. A descriptor with another size than the blob of its digest has is refused, and
+    /// does no harm to other images with that layer.
     pub fn known(
         store: &Arc<Store>,
         source: Arc<dyn BlobSource>,
@@ -90,6 +94,15 @@ impl Layer {
         }
         let index = match LayerIndex::open(&path) {
             Ok(index) if *index.layer() == blob.digest && index.blob_size() == blob.size => index,
+            Ok(index) if *index.layer() == blob.digest => {
+                let what = format!(
+                    "layer {}: the manifest says {} bytes, and the blob of this digest has {}",
+                    blob.digest,
+                    blob.size,
+                    index.blob_size()
+                );
+                return Err(FetchError::corrupt(Side::Remote, what));
+            }
             Err(error) if error.class == Class::Storage => return Err(error),
             other => {
                 let reason =
@@ -100,7 +113,9 @@ impl Layer {
             }
         };
         store.touch_layer(&blob.digest);
-        Ok(Some(Self(Arc::new(Inner { store: Arc::clone(store), source, blob: blob.clone(), index }))))
+        let requests = Semaphore::new(flight::REQUESTS);
+        let inner = Inner { store: Arc::clone(store), source, blob: blob.clone(), index, requests };
+        Ok(Some(Self(Arc::new(inner))))
     }
 
     /// The layer, fetched and indexed unless it was before. Of several callers one fetches, the others wait.

@@ -16,6 +16,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::fetch::error::FetchError;
@@ -99,7 +100,8 @@ pub(super) struct Item {
 #[derive(Debug)]
 pub(super) struct Catalog {
     root: PathBuf,
-    log: File,
+    /// Shared with who makes a mark durable: that waits for the disk, and nobody may wait for it in turn.
+    log: Arc<File>,
     items: HashMap<(Kind, Digest), Item>,
     total: u64,
     position: u64,
@@ -115,12 +117,11 @@ impl Catalog {
         let known = replayed.is_some();
         let items = replayed.unwrap_or_default();
         let total = items.values().map(|item| item.size).sum();
-        let log = rewrite(root, &items, boot)?;
-        let mut catalog = Self { root: root.to_owned(), log, items, total, position: 0, boot, swept: known };
+        let log = Arc::new(rewrite(root, &items, boot)?);
+        let mut catalog = Self { root: root.to_owned(), log, items, total, position: 0, boot, swept: false };
         if !known {
-            catalog.sweep();
+            catalog.reconcile(scan_all(root), 0);
         }
-        catalog.swept = false;
         Ok(catalog)
     }
 
@@ -161,8 +162,9 @@ impl Catalog {
         self.position
     }
 
-    /// All content recorded up to `position` is on disk.
-    pub(super) fn synced(&mut self, position: u64) -> Result<(), FetchError> {
+    /// All content recorded up to `position` is on disk. The mark itself is durable when the caller has synced the
+    /// log that comes back, which it does without the catalog: threads that serve a mount wait for the catalog.
+    pub(super) fn synced(&mut self, position: u64) -> Arc<File> {
         let boot = self.boot;
         let mut durable = Vec::new();
         for (&(kind, digest), item) in &mut self.items {
@@ -172,8 +174,7 @@ impl Catalog {
             }
         }
         self.append(&durable);
-        let fail = |error: std::io::Error| FetchError::storage("cannot write the cache catalog", &error);
-        self.log.sync_data().map_err(fail)
+        Arc::clone(&self.log)
     }
 
     /// All items, least recently used first.
@@ -184,19 +185,19 @@ impl Catalog {
         items
     }
 
-    /// Compares with what lies on disk, once: records lost in a crash are made up for, and records of files that
-    /// are gone dropped. Done before the first eviction, because only eviction needs to know everything.
-    pub(super) fn sweep(&mut self) {
-        if std::mem::replace(&mut self.swept, true) {
-            return;
-        }
-        let mut found = HashMap::new();
-        for kind in Kind::ALL {
-            for (digest, size) in scan(&self.root, kind) {
-                found.insert((kind, digest), size);
-            }
-        }
-        let gone: Vec<_> = self.items.keys().filter(|key| !found.contains_key(key)).copied().collect();
+    /// Whether the catalog was never compared with what lies on disk: who is told so does it, with [`scan_all`] and
+    /// [`Catalog::reconcile`]. Done before the first eviction, because only eviction needs to know everything.
+    pub(super) fn begin_sweep(&mut self) -> Option<u64> {
+        (!std::mem::replace(&mut self.swept, true)).then_some(self.position)
+    }
+
+    /// Takes over what a scan found that began at `since`: records lost in a crash are made up for, and records of
+    /// files that are gone dropped. What was recorded during the scan stays, whether it was seen or not; what was
+    /// removed during it may come back, and goes again when it is found missing.
+    pub(super) fn reconcile(&mut self, found: HashMap<(Kind, Digest), u64>, since: u64) {
+        let is_gone =
+            |&(key, item): &(&(Kind, Digest), &Item)| item.position <= since && !found.contains_key(key);
+        let gone: Vec<_> = self.items.iter().filter(is_gone).map(|(key, _)| *key).collect();
         for (kind, digest) in gone {
             self.remove(kind, &digest);
         }
@@ -209,7 +210,7 @@ impl Catalog {
 
     /// The log is a hint: if it cannot be written (a full disk), the next opening finds less in it.
     fn append(&mut self, records: &[u8]) {
-        if let Err(error) = self.log.write_all(records) {
+        if let Err(error) = (&*self.log).write_all(records) {
             tracing::warn!(%error, "cannot write the cache catalog");
         }
     }
@@ -221,6 +222,12 @@ impl Drop for Catalog {
             tracing::warn!(%error, "cannot save the cache catalog");
         }
     }
+}
+
+/// Every item that lies on disk, with its size. Reads the whole directory: never while holding the catalog.
+pub(super) fn scan_all(root: &Path) -> HashMap<(Kind, Digest), u64> {
+    let of_kind = |kind| scan(root, kind).into_iter().map(move |(digest, size)| ((kind, digest), size));
+    Kind::ALL.into_iter().flat_map(of_kind).collect()
 }
 
 /// Every item of a kind that lies on disk, with its size.
@@ -361,7 +368,7 @@ mod tests {
         catalog.put(Kind::File, &early, 5, Some(stamp));
         let position = catalog.position();
         catalog.put(Kind::File, &late, 5, Some(stamp));
-        catalog.synced(position).unwrap();
+        catalog.synced(position).sync_data().unwrap();
         drop(catalog);
         let log = fs::read(dir.path().join("catalog")).unwrap();
         let items = replay(&log, [0; 16]).unwrap();
@@ -383,6 +390,21 @@ mod tests {
         assert_eq!(replay(&log, [0; 16]).unwrap().len(), 8);
         assert!(replay(&log[..100], [0; 16]).is_none());
         assert!(replay(b"", [0; 16]).is_none());
+    }
+
+    #[test]
+    fn what_enters_during_a_sweep_stays() {
+        let dir = store();
+        let mut catalog = Catalog::open(dir.path()).unwrap();
+        let (gone, entered) = (Digest::of(b"gone"), Digest::of(b"entered"));
+        catalog.put(Kind::Chunk, &gone, 10, None);
+        let since = catalog.begin_sweep().unwrap();
+        assert_eq!(catalog.begin_sweep(), None, "once");
+        let found = scan_all(dir.path());
+        catalog.put(Kind::Chunk, &entered, 100, None);
+        catalog.reconcile(found, since);
+        assert!(catalog.get(Kind::Chunk, &gone).is_none());
+        assert_eq!(catalog.total(), 100);
     }
 
     #[test]

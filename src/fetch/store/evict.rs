@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::catalog::Stamp;
+use super::catalog::{Stamp, scan_all};
 use super::{Kind, Store};
 use crate::fetch::error::FetchError;
 use crate::policy::digest::Digest;
@@ -18,10 +18,15 @@ impl Store {
         if catalog.total().saturating_add(incoming) <= quota {
             return;
         }
-        catalog.sweep();
-        let goal = (quota - quota / 10).saturating_sub(incoming);
-        let candidates = catalog.by_use();
+        let sweep = catalog.begin_sweep();
         drop(catalog);
+        if let Some(since) = sweep {
+            // Seconds for a large cache on a slow disk, so not with the catalog in hand.
+            let found = scan_all(&self.root);
+            self.catalog().reconcile(found, since);
+        }
+        let goal = (quota - quota / 10).saturating_sub(incoming);
+        let candidates = self.catalog().by_use();
         for (kind, digest, _) in candidates {
             if self.used_bytes() <= goal {
                 break;
@@ -34,17 +39,18 @@ impl Store {
 
     /// Removes an item.
     pub(crate) fn discard(&self, kind: Kind, digest: &Digest) {
-        match kind {
-            Kind::File => drop(self.whole.remove(digest)),
-            Kind::Pack => drop(self.packs.remove(digest)),
-            Kind::Index | Kind::Chunk => {}
-        }
         let path = self.path(kind, digest);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), %error, "cannot remove from the cache");
             }
             _ => self.catalog().remove(kind, digest),
+        }
+        // After the name: who opens it in between would keep the disk space of a file that nobody finds any more.
+        match kind {
+            Kind::File => drop(self.whole.remove(digest)),
+            Kind::Pack => drop(self.packs.remove(digest)),
+            Kind::Index | Kind::Chunk => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -75,10 +75,9 @@ impl Store {
         self.prove(content).map_or(Found::Missing, Found::Proven)
     }
 
-    /// Hashes a large file; what does not match is removed. Blocks: about 0.6 s a GiB, and one file after the
-    /// other, so that many readers of one file hash it once.
+    /// Hashes a large file unless somebody just did; what does not match is removed. Blocks for about 0.6 s a GiB
+    /// and waits for nobody: callers who may have company take [`Store::proof_turn`] first.
     pub(crate) fn prove(&self, content: &Digest) -> Option<Arc<Whole>> {
-        let _turn = self.proof_turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.options.verify == Verify::OnChange
             && let Some(whole) = self.whole.get(content).filter(|whole| whole.is_unchanged())
         {
@@ -141,6 +140,26 @@ fn hash(mut file: &File) -> Option<Digest> {
 mod tests {
     use super::super::StoreOptions;
     use super::*;
+
+    /// A thread that serves a mount asks for small files while others are being hashed for minutes.
+    #[test]
+    fn a_file_is_found_while_others_are_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        let content = vec![7; 100_000];
+        let (digest, path) = (Digest::of(&content), dir.path().join("tmp/file"));
+        std::fs::write(&path, &content).unwrap();
+        store.adopt(Kind::File, &digest, &path).unwrap();
+        // Nothing is known of it any more, as after a power cut.
+        store.catalog().put(Kind::File, &digest, 100_000, None);
+        let other = store.proof_turn(&Digest::of(b"other"));
+        let (_held, _same) = (other.try_lock().unwrap(), store.proof_turn(&digest).try_lock_owned().unwrap());
+        assert!(store.proof_turn(&digest).try_lock().is_err(), "one at a time");
+        let (tell, told) = std::sync::mpsc::channel();
+        let asked = Arc::clone(&store);
+        std::thread::spawn(move || tell.send(matches!(asked.find(&digest, 100_000, true), Found::Proven(_))));
+        assert_eq!(told.recv_timeout(std::time::Duration::from_secs(30)), Ok(true));
+    }
 
     /// A file that changed without a trace in its times is found only by who always hashes.
     #[test]

@@ -30,7 +30,7 @@ mod pack;
 mod recent;
 mod stage;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
@@ -86,6 +86,26 @@ impl Default for StoreOptions {
     }
 }
 
+/// The right to do a long piece of work for one digest.
+pub(crate) type Turn = Arc<tokio::sync::Mutex<()>>;
+
+/// The turns that somebody holds or waits for.
+#[derive(Debug, Default)]
+struct Turns(Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, digest: &Digest) -> Turn {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(digest).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        turns.insert(*digest, Arc::downgrade(&turn));
+        turn
+    }
+}
+
 /// The store of one cache directory. One process at a time.
 #[derive(Debug)]
 pub struct Store {
@@ -97,12 +117,10 @@ pub struct Store {
     whole: quick_cache::sync::Cache<Digest, Arc<Whole>>,
     /// Packs that are open.
     packs: quick_cache::sync::Cache<Digest, Arc<File>>,
-    /// Held by who hashes a large file.
-    proof_turn: Mutex<()>,
-    /// Large files that are being hashed in the background.
-    proving: Mutex<HashSet<Digest>>,
+    /// One lock a large file that is being hashed, so that many readers of one file hash it once.
+    proofs: Turns,
     /// One lock a layer that is being ingested, so that it is fetched once.
-    ingests: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    ingests: Turns,
     /// Spans that are being fetched.
     pub(in crate::fetch) flights: Flights,
     /// Held for the life of the store.
@@ -138,9 +156,8 @@ impl Store {
             recent: Mutex::new(Recent::new()),
             whole: quick_cache::sync::Cache::new(OPEN_FILES),
             packs: quick_cache::sync::Cache::new(OPEN_PACKS),
-            proof_turn: Mutex::default(),
-            proving: Mutex::default(),
-            ingests: Mutex::default(),
+            proofs: Turns::default(),
+            ingests: Turns::default(),
             flights: Flights::default(),
             _lock: lock,
         }))
@@ -200,24 +217,14 @@ impl Store {
     }
 
     /// The lock that whoever ingests `layer` holds.
-    pub(crate) fn ingest_turn(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut ingests = self.ingests.lock().unwrap_or_else(PoisonError::into_inner);
-        ingests.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = ingests.get(layer).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::default();
-        ingests.insert(*layer, Arc::downgrade(&turn));
-        turn
+    pub(crate) fn ingest_turn(&self, layer: &Digest) -> Turn {
+        self.ingests.of(layer)
     }
 
-    /// Whether the caller is the one to hash a large file in the background; it ends with [`Store::end_proof`].
-    pub(crate) fn begin_proof(&self, content: &Digest) -> bool {
-        self.proving.lock().unwrap_or_else(PoisonError::into_inner).insert(*content)
-    }
-
-    pub(crate) fn end_proof(&self, content: &Digest) {
-        self.proving.lock().unwrap_or_else(PoisonError::into_inner).remove(content);
+    /// The lock that whoever hashes a large file for longer than a moment holds. Never waited for by a thread: a
+    /// hundred gigabytes take a minute.
+    pub(crate) fn proof_turn(&self, content: &Digest) -> Turn {
+        self.proofs.of(content)
     }
 
     /// Makes everything written so far durable; blocks for as long as the disk needs, without keeping the store
@@ -229,7 +236,8 @@ impl Store {
         let root = File::open(&strong.root).map_err(fail)?;
         drop(strong);
         nix::unistd::syncfs(&root).map_err(|error| fail(error.into()))?;
-        store.upgrade().map_or(Ok(()), |store| store.catalog().synced(position))
+        let Some(log) = store.upgrade().map(|store| store.catalog().synced(position)) else { return Ok(()) };
+        log.sync_data().map_err(fail)
     }
 }
 

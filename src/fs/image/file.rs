@@ -1,8 +1,8 @@
 //! The tree file: one image's merged tree, flat, memory-mapped, immutable.
 //!
 //! ```text
-//! header   160 B  magic "addontre", version, counts, offsets, layers, created, length, sha256 of the rest,
-//!                 and 8 bytes of the header's own sha256
+//! header   160 B  magic "addontre", version, counts, offsets, layers, version of the layer indexes whose file
+//!                 numbers it names, created, length, sha256 of the rest, and 8 bytes of the header's own sha256
 //! nodes     64 B each, in breadth-first order of names: node 0 is the root, a directory's children lie together
 //! entries   12 B each: where its name lies, its node; a directory's entries are one range, sorted by name bytes
 //! names     bytes of names and of symlinks' targets
@@ -15,9 +15,7 @@
 //! disk is then a tree built anew instead of a wrong name. After that reading still trusts no offset.
 #![allow(unsafe_code)]
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -25,16 +23,16 @@ use nix::libc;
 use sha2::{Digest as _, Sha256};
 
 use super::TreeError;
-use super::merge::{Body, Merge, Node as Merged};
+use crate::fetch::index::INDEX_VERSION;
 
-const MAGIC: &[u8; 8] = b"addontre";
+pub(super) const MAGIC: &[u8; 8] = b"addontre";
 /// Raise it when a reader of this version would misread the file: trees are then built anew.
-const VERSION: u32 = 1;
-const HEADER: usize = 160;
-const NODE: usize = 64;
-const ENTRY: usize = 12;
+pub(super) const VERSION: u32 = 1;
+pub(super) const HEADER: usize = 160;
+pub(super) const NODE: usize = 64;
+pub(super) const ENTRY: usize = 12;
 /// No layer: the node has no content.
-const NO_LAYER: u32 = u32::MAX;
+pub(super) const NO_LAYER: u32 = u32::MAX;
 
 /// A node as it lies in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,6 +183,9 @@ fn check(map: &[u8]) -> Result<Header, &'static str> {
     if Sha256::digest(&head[..HEADER - 8])[..8] != head[HEADER - 8..] {
         return Err("damaged header");
     }
+    if get32(head, 76) != Some(INDEX_VERSION) {
+        return Err("made of layer indexes of another version");
+    }
     let long = |at| get64(head, at).ok_or(SHORT);
     let word = |at| get32(head, at).ok_or(SHORT);
     let header = Header {
@@ -238,172 +239,24 @@ fn decode(record: &[u8]) -> Option<Node> {
     })
 }
 
-/// Writes `merge` to `path`: a temporary file beside it, synced, then renamed.
-pub(super) fn write(path: &Path, merge: &Merge) -> Result<(), TreeError> {
-    let content = Layout::of(merge)?.encode(merge)?;
-    let disk = |source| TreeError::Disk { path: path.to_owned(), source };
-    replace(path, &content).map_err(disk)
-}
+#[cfg(test)]
+mod tests {
+    use super::super::merge::Merge;
+    use super::super::write::write;
+    use super::*;
 
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".tree-").tempfile_in(folder)?;
-    file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(folder)?.sync_all()
-}
-
-/// Which merged node gets which number, and what follows from it.
-struct Layout {
-    /// Merged nodes in the order of their numbers.
-    order: Vec<usize>,
-    numbers: HashMap<usize, u32>,
-    nlink: Vec<u32>,
-    parent: Vec<u32>,
-}
-
-impl Layout {
-    fn of(merge: &Merge) -> Result<Self, TreeError> {
-        let mut layout =
-            Self { order: vec![0], numbers: HashMap::from([(0, 0)]), nlink: vec![2], parent: vec![0] };
-        let mut next = 0;
-        while let Some(&here) = layout.order.get(next) {
-            if let Body::Dir(children) = &merge.nodes[here].body {
-                for edge in children.values() {
-                    layout.name(merge, next, edge.node)?;
-                }
-            }
-            next += 1;
-        }
-        Ok(layout)
+    /// Its numbers could name other files: that would be wrong bytes of the right image.
+    #[test]
+    fn a_tree_of_other_layer_indexes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tree");
+        write(&path, &Merge::new(0)).unwrap();
+        let mut tree = std::fs::read(&path).unwrap();
+        tree[76..80].copy_from_slice(&(INDEX_VERSION + 1).to_le_bytes());
+        let head: [u8; 32] = Sha256::digest(&tree[..HEADER - 8]).into();
+        tree[HEADER - 8..HEADER].copy_from_slice(&head[..8]);
+        std::fs::write(&path, &tree).unwrap();
+        let refused = TreeFile::open(&path).unwrap_err().to_string();
+        assert!(refused.contains("another version"), "{refused}");
     }
-
-    /// Counts one more name of `node`, in directory number `dir`.
-    fn name(&mut self, merge: &Merge, dir: usize, node: usize) -> Result<(), TreeError> {
-        if let Some(number) = self.numbers.get(&node) {
-            self.nlink[*number as usize] += 1;
-            return Ok(());
-        }
-        let number = u32::try_from(self.order.len()).map_err(|_| TreeError::TooMany("files"))?;
-        self.numbers.insert(node, number);
-        self.order.push(node);
-        self.parent.push(dir as u32);
-        let is_dir = matches!(merge.nodes[node].body, Body::Dir(_));
-        self.nlink.push(if is_dir { 2 } else { 1 });
-        if is_dir {
-            self.nlink[dir] += 1;
-        }
-        Ok(())
-    }
-
-    fn encode(&self, merge: &Merge) -> Result<Vec<u8>, TreeError> {
-        let mut nodes = Vec::with_capacity(self.order.len() * NODE);
-        let mut entries = Vec::with_capacity(self.order.len() * ENTRY);
-        let mut names = Names::default();
-        for (number, index) in self.order.iter().enumerate() {
-            let node = &merge.nodes[*index];
-            let (length, place, layer) = match &node.body {
-                Body::Dir(children) => {
-                    let first = (entries.len() / ENTRY) as u64;
-                    for (name, edge) in children {
-                        let child = self.numbers.get(&edge.node).copied().unwrap_or(0);
-                        put32(&mut entries, names.add(name)?);
-                        put32(&mut entries, name.len() as u32);
-                        put32(&mut entries, child);
-                    }
-                    (children.len() as u64, first, NO_LAYER)
-                }
-                Body::File { layer, file, size } => (*size, u64::from(*file), *layer),
-                Body::Symlink(target) => (target.len() as u64, u64::from(names.add(target)?), NO_LAYER),
-                Body::Char { major, minor } | Body::Block { major, minor } => {
-                    (0, u64::from(pack_device(*major, *minor)), NO_LAYER)
-                }
-                Body::Fifo => (0, 0, NO_LAYER),
-            };
-            put32(&mut nodes, mode(node));
-            put32(&mut nodes, self.nlink[number]);
-            put32(&mut nodes, node.attributes.uid);
-            put32(&mut nodes, node.attributes.gid);
-            nodes.extend(node.attributes.mtime_sec.to_le_bytes());
-            put32(&mut nodes, node.attributes.mtime_nsec);
-            put32(&mut nodes, layer);
-            nodes.extend(length.to_le_bytes());
-            nodes.extend(place.to_le_bytes());
-            put32(&mut nodes, self.parent[number]);
-            // room for where the node's xattrs lie
-            nodes.extend([0; 12]);
-        }
-        Ok(assemble(&nodes, &entries, &names.bytes, merge))
-    }
-}
-
-/// The names' part; a name that occurs again (`__init__.py`) is kept once.
-#[derive(Default)]
-struct Names {
-    bytes: Vec<u8>,
-    known: HashMap<Box<[u8]>, u32>,
-}
-
-impl Names {
-    fn add(&mut self, name: &[u8]) -> Result<u32, TreeError> {
-        if let Some(offset) = self.known.get(name) {
-            return Ok(*offset);
-        }
-        let offset = u32::try_from(self.bytes.len()).map_err(|_| TreeError::TooMany("bytes of names"))?;
-        self.bytes.extend(name);
-        self.known.insert(name.into(), offset);
-        Ok(offset)
-    }
-}
-
-fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], merge: &Merge) -> Vec<u8> {
-    let length = HEADER + nodes.len() + entries.len() + names.len();
-    let mut content = Vec::with_capacity(length);
-    let entries_at = (HEADER + nodes.len()) as u64;
-    let names_at = entries_at + entries.len() as u64;
-    content.extend(MAGIC);
-    put32(&mut content, VERSION);
-    put32(&mut content, HEADER as u32);
-    put32(&mut content, (nodes.len() / NODE) as u32);
-    put32(&mut content, (entries.len() / ENTRY) as u32);
-    let xattrs_at = names_at + names.len() as u64;
-    for number in [HEADER as u64, entries_at, names_at, names.len() as u64, xattrs_at, 0] {
-        content.extend(number.to_le_bytes());
-    }
-    put32(&mut content, merge.layers);
-    put32(&mut content, 0);
-    content.extend(merge.created.to_le_bytes());
-    content.extend((length as u64).to_le_bytes());
-    content.resize(HEADER, 0);
-    for part in [nodes, entries, names] {
-        content.extend(part);
-    }
-    let body: [u8; 32] = Sha256::digest(&content[HEADER..]).into();
-    content[96..128].copy_from_slice(&body);
-    let head: [u8; 32] = Sha256::digest(&content[..HEADER - 8]).into();
-    content[HEADER - 8..HEADER].copy_from_slice(&head[..8]);
-    content
-}
-
-fn put32(to: &mut Vec<u8>, number: u32) {
-    to.extend(number.to_le_bytes());
-}
-
-fn mode(node: &Merged) -> u32 {
-    let kind = match node.body {
-        Body::Dir(_) => libc::S_IFDIR,
-        Body::File { .. } => libc::S_IFREG,
-        // Linux shows every symlink so, whatever the archive says
-        Body::Symlink(_) => return libc::S_IFLNK | 0o777,
-        Body::Char { .. } => libc::S_IFCHR,
-        Body::Block { .. } => libc::S_IFBLK,
-        Body::Fifo => libc::S_IFIFO,
-    };
-    kind | node.attributes.mode
-}
-
-/// `new_encode_dev` of include/linux/kdev_t.h, the form of FUSE's rdev: 12 bits of major, 20 of minor.
-fn pack_device(major: u32, minor: u32) -> u32 {
-    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }

@@ -5,7 +5,7 @@
 //! * symlinks in the path to an entry are followed inside the root (`..` stops at the root), the last component never;
 //! * a directory over a directory replaces its attributes and keeps its children; anything else removes, then creates;
 //! * a whiteout hides what lower layers brought, and never what its own layer brought, whatever their order. So every
-//!   name remembers the last layer that brought it or something below it ([`Edge::touched`]);
+//!   name remembers the last layer that brought it or something below it (`Edge::touched`);
 //! * a hard link shares the identity and attributes of its target, also of one from a lower layer.
 //!
 //! An entry that no extractor could create (below a file, a hard link to nothing) refuses the image: a tree that

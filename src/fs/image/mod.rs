@@ -4,7 +4,7 @@
 //! and verified bytes, as plain values. Knows nothing of FUSE, of registries, nor of where the files are kept.
 //!
 //! * [`merge`]: applies layer after layer to one tree, as the image specification says
-//! * [`file`]: the flat file's format; writing it, and reading it without trusting it
+//! * [`mod@file`], `write`: the flat file's format; reading it without trusting it, and writing it
 //! * [`tree`]: one image's tree: build, open, look up
 //! * [`images`]: what the image connection shows: every image by digest, inode numbers, content
 
@@ -13,6 +13,7 @@ pub mod file;
 pub mod images;
 pub mod merge;
 pub mod tree;
+mod write;
 
 pub use error::TreeError;
 pub use images::{Image, Images};

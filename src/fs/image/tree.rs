@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::TreeError;
-use super::file::{self, Node, NodeBody, TreeFile};
+use super::file::{Node, NodeBody, TreeFile};
 use super::merge::Merge;
+use super::write;
 use crate::fetch::index::LayerIndex;
 
 /// Number of the root directory.
@@ -22,7 +23,7 @@ impl ImageTree {
         for layer in layers {
             merge.apply(layer.entries())?;
         }
-        file::write(path, &merge)
+        write::write(path, &merge)
     }
 
     /// Opens the tree file at `path`. On [`TreeError::Format`] remove it and build it anew.

@@ -243,9 +243,12 @@ impl Filesystem for ImageFs {
             Ok(complete) => complete,
             Err(error) => return reply.error(number(&error)),
         };
-        let way = self.backings.open(ino.0, complete.as_deref(), |file| {
-            reply.open_backing(file).map(fuser::BackingId::into_raw)
-        });
+        let way = self.backings.open(
+            ino.0,
+            complete.as_ref(),
+            |file| reply.open_backing(file).map(fuser::BackingId::into_raw),
+            |id| raw::close_through(&reply, id),
+        );
         let handle = FileHandle(self.backings.handle(way));
         match way {
             // NOFLUSH and nothing else: with KEEP_CACHE the kernel answers EIO

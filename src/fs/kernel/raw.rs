@@ -32,3 +32,10 @@ pub(super) fn opened_passthrough(reply: ReplyOpen, handle: FileHandle, flags: Fo
     reply.opened_passthrough(handle, flags, &guard);
     let _ = guard.into_raw();
 }
+
+/// Closes a backing id of the connection that `reply` belongs to.
+pub(super) fn close_through(reply: &ReplyOpen, id: u32) {
+    // SAFETY: `id` is an open id of this connection that was just taken out of the table of known ids, and no open
+    // file uses it; the guard closes it when it is dropped here.
+    drop(unsafe { reply.wrap_backing(id) });
+}

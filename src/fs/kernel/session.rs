@@ -329,4 +329,21 @@ mod tests {
         let error = super::super::mount::mount(super::super::mount::Tree::Control, &guard.0).unwrap_err();
         assert!(error.to_string().contains("dead mount"), "{error}");
     }
+
+    #[test]
+    fn fusermount3_mounts_and_hands_the_device_over() {
+        use super::super::mount::{Tree, connection_of, mount_by_helper};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        let mounted = mount_by_helper(Tree::Images, &path).unwrap();
+        let guard = Unmount(mounted.path.clone());
+        assert_eq!(connection_of(&path), Some(mounted.connection));
+        let (serving, init) = Serving::start(Empty, mounted.device, None).unwrap();
+        assert!(!serving.resumed() && init.survives());
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 7);
+        drop(guard);
+        assert!(serving.stop(Duration::from_secs(5)).unwrap());
+        let error = mount_by_helper(Tree::Images, std::path::Path::new("/nowhere/at/all")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
+    }
 }

@@ -132,7 +132,11 @@ impl Inner {
         let spec = probe::launch_spec(run_id, run_dir)?;
         let launch = Launch { spec, secrets: Vec::new(), run_dir: run_dir.to_owned() };
         let shim = self.start_with(runtime, None, launch)?;
-        wait_blocking(&shim, SELFTEST_LIMIT)?;
+        if let Err(stuck) = wait_blocking(&shim, SELFTEST_LIMIT) {
+            sweep::kill(&shim);
+            let _ = wait_blocking(&shim, SELFTEST_LIMIT);
+            return Err(stuck);
+        }
         let outcome: Outcome = launch::read_json(&run_dir.join(launch::EXIT))
             .map_err(|e| format!("its shim ended without an outcome: {e}{}", shim_log(run_dir)))?;
         probe::judge(&outcome)

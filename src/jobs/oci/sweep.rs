@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use rustix::mount::UnmountFlags;
 
@@ -24,9 +24,7 @@ pub fn run(run_dir: &Path) -> io::Result<()> {
     if alive(&file.shim) {
         return Ok(());
     }
-    for helper in file.helpers.iter().filter(|h| alive(h)) {
-        let _ = kill(Pid::from_raw(helper.pid), Signal::SIGKILL);
-    }
+    file.helpers.iter().for_each(kill);
     if let Some(group) = &file.cgroup {
         let cgroups = Cgroups::detect();
         cgroups.kill(group);
@@ -51,4 +49,11 @@ pub fn all(runs: &Path) -> Vec<(std::path::PathBuf, io::Error)> {
 
 pub(super) fn alive(shim: &ShimId) -> bool {
     is_alive(Identity { pid: shim.pid, start_ticks: shim.start_ticks })
+}
+
+/// Kills that very process, if it lives.
+pub(super) fn kill(process: &ShimId) {
+    if alive(process) {
+        let _ = signal::kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    }
 }

@@ -185,15 +185,40 @@ fn ceilings(field: &Field<'_>, report: &mut Report) -> Option<Resources> {
 
 fn overrides(field: &Field<'_>, report: &mut Report) -> Option<Overrides> {
     let mut fields = field.fields(report)?;
+    let network =
+        granted(&mut fields, "network", &["host"], "host is the only network that can be granted", report);
+    let caps = granted(&mut fields, "caps", &[], "jobs get no capabilities, whatever is granted", report);
     let overrides = Overrides {
-        network: fields.take("network").and_then(|f| f.texts(report)).unwrap_or_default(),
-        caps: fields.take("caps").and_then(|f| f.texts(report)).unwrap_or_default(),
+        network,
+        caps,
         rootfs_writable: flag(&mut fields, "rootfs_writable", false, report),
         env_inheritance: flag(&mut fields, "env_inheritance", false, report),
         data_dir: flag(&mut fields, "data_dir", false, report),
     };
     fields.finish(report);
     Some(overrides)
+}
+
+/// A list of grants. One that nobody can give is a mistake here, and in flowd's file flowd's matter: read over in
+/// silence it would look granted.
+fn granted(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    known: &[&str],
+    words: &str,
+    report: &mut Report,
+) -> Vec<String> {
+    let Some(field) = fields.take(key) else { return Vec::new() };
+    let mut list = field.texts(report).unwrap_or_default();
+    if let Some(unknown) = list.iter().find(|grant| !known.contains(&grant.as_str())) {
+        let message = format!("overrides.{key} holds {unknown:?}");
+        match report.dialect() {
+            Dialect::Addonfs => report.problem(&field, message, words),
+            Dialect::Flowd => report.warn(&field, message, words),
+        }
+    }
+    list.retain(|grant| known.contains(&grant.as_str()));
+    list
 }
 
 fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceSpec, Option<TrustDraft>)> {

@@ -9,36 +9,36 @@
 //! it, and the control group is removed by us, so no `delete` (another start of the runtime) is needed.
 
 mod copy_out;
+mod inherited;
 mod job;
+mod outcome;
 mod output;
 mod room;
 mod supervise;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use zeroize::Zeroizing;
 
+use self::inherited::Inherited;
+use self::outcome::{outcome, refused, why_refused};
 use self::output::Output;
 use self::room::Room;
+use self::supervise::Supervisor;
 pub(super) use self::supervise::now_ms;
-use self::supervise::{Ended, Supervisor};
-use super::cgroup::{self, Cgroups, Usage};
+use super::cgroup::{self, Cgroups};
 use super::launch::{self, ShimFile, ShimLaunch};
 use super::mask::Masker;
 use super::network::{self, UserNetwork};
 use super::user::{self, JobUser};
 use super::{bundle, userns};
-use crate::jobs::executor::{Cause, LaunchSpec, NetworkSpec, Outcome, ShimId};
+use crate::jobs::executor::{NetworkSpec, Outcome, ShimId};
 use crate::jobs::spawner;
 
 /// The first argument of the re-executed program.
@@ -72,66 +72,6 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn refused(words: String) -> Outcome {
-    Outcome {
-        cause: Cause::Refused,
-        exit_code: None,
-        signal: None,
-        message: Some(words),
-        started_ms: None,
-        ended_ms: now_ms(),
-        cpu_usec: None,
-        memory_peak: None,
-        oom_killed: false,
-        log_dropped: 0,
-    }
-}
-
-/// What came with us by descriptor.
-#[derive(Debug)]
-struct Inherited {
-    /// Open for both ways, so that it never ends while we are here.
-    control: File,
-    /// The run's `stdin`, open for both ways: somebody reads it from before the start was answered.
-    stdin: Option<File>,
-    secrets: Vec<(String, Zeroizing<String>)>,
-    network: Option<OwnedFd>,
-}
-
-impl Inherited {
-    fn take(args: &[OsString]) -> Result<Self, String> {
-        let (mut control, mut stdin, mut secrets, mut network) = (None, None, Vec::new(), None);
-        let mut named = Vec::new();
-        for arg in args {
-            let Some((name, number)) = arg.to_str().and_then(|a| a.split_once('=')) else { continue };
-            let fd = number.parse().ok().and_then(spawner::adopt);
-            named.push((name, fd.ok_or_else(|| format!("{name}: descriptor {number} is not open"))?));
-        }
-        for (name, fd) in named {
-            match name {
-                "control" => control = Some(File::from(fd)),
-                "stdin" => stdin = Some(File::from(fd)),
-                "secrets" => secrets = read_secrets(File::from(fd))?,
-                "network" => network = Some(fd),
-                _ => {}
-            }
-        }
-        spawner::close_all_at_exec();
-        let control = control.ok_or("no control pipe")?;
-        let nonblocking = || fcntl_setfl(&control, fcntl_getfl(&control)? | OFlags::NONBLOCK);
-        nonblocking().map_err(|e: rustix::io::Errno| format!("control: {e}"))?;
-        Ok(Self { control, stdin, secrets, network })
-    }
-}
-
-fn read_secrets(mut file: File) -> Result<Vec<(String, Zeroizing<String>)>, String> {
-    let mut text = Zeroizing::new(Vec::new());
-    file.read_to_end(&mut text).map_err(|e| format!("secrets: {e}"))?;
-    let secrets: Vec<(String, String)> =
-        serde_json::from_slice(&text).map_err(|e| format!("secrets: {e}"))?;
-    Ok(secrets.into_iter().map(|(name, value)| (name, Zeroizing::new(value))).collect())
-}
-
 fn run(run_dir: &Path, inherited: Inherited) -> Outcome {
     let launch = match ShimLaunch::read(run_dir) {
         Ok(launch) => launch,
@@ -158,6 +98,8 @@ fn carry_out(
     let mut left_over = LeftOver { cgroups, group: group.as_deref() };
 
     let rootless = userns::enter_if_needed()?;
+    // No core file with secrets. Not before the user namespace: its maps belong to a dumpable process only.
+    nix::sys::prctl::set_dumpable(false).map_err(|e| format!("core files: {e}"))?;
     let mut room = Room::enter(run_dir, cgroups.hybrid_mount())?;
     let image = Room::open_image(spec)?;
     let user = if rootless { JobUser::root() } else { user::resolve(image.as_fd(), &spec.user)? };
@@ -331,67 +273,6 @@ fn open_stdin(run_dir: &Path, both: Option<File>) -> Result<(Option<File>, Stdio
     let writing = open(OpenOptions::new().write(true))?;
     drop(both);
     Ok((Some(writing), Stdio::from(reading)))
-}
-
-/// The exit code a shell would give and words, for a container that did not start.
-type Why = (Option<i32>, Option<String>);
-
-fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
-    let words = runtime_words(log);
-    let program = spec.argv.first().map(String::as_str).unwrap_or_default();
-    let lower = words.to_lowercase();
-    if lower.contains("not found") || lower.contains("no such file") {
-        let known = room.path("rootfs").join(program.trim_start_matches('/'));
-        if !program.starts_with('/') || fs::symlink_metadata(known).is_err() {
-            return (Some(127), Some(format!("{program}: not found in the image")));
-        }
-        return (
-            Some(127),
-            Some(format!("{program}: cannot be executed, its interpreter is missing in the image")),
-        );
-    }
-    if lower.contains("permission denied") || lower.contains("exec format error") {
-        return (Some(126), Some(format!("{program}: cannot be executed: {words}")));
-    }
-    (None, Some(words))
-}
-
-/// The last error in the runtime's log.
-fn runtime_words(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let message = lines.filter_map(|v| v.get("msg")?.as_str().map(str::to_owned)).next();
-    message.unwrap_or_else(|| "the runtime ended without a word".to_owned())
-}
-
-fn outcome(spec: &LaunchSpec, ended: Ended, usage: Usage, why: Option<Why>, log_dropped: u64) -> Outcome {
-    let (mut exit_code, signal) = ended.status.unwrap_or_default();
-    let (mut cause, mut message) = (ended.cause, ended.message);
-    if let Some((code, words)) = why {
-        message = message.or(words);
-        if cause == Cause::Refused && code.is_some() {
-            // As in a shell: a program that cannot be executed is an exit code, not a failure of the executor.
-            (cause, exit_code) = (Cause::Exited, code);
-        }
-    }
-    if usage.oom_killed && signal == Some(libc::SIGKILL) && cause == Cause::Exited {
-        let limit = spec.memory_bytes.map(|b| format!(" of {b} bytes")).unwrap_or_default();
-        message =
-            message.or_else(|| Some(format!("killed by the kernel: the memory limit{limit} was reached")));
-    }
-    Outcome {
-        cause,
-        exit_code,
-        signal,
-        message,
-        started_ms: ended.started_ms,
-        ended_ms: ended.ended_ms,
-        cpu_usec: usage.cpu_usec,
-        memory_peak: usage.memory_peak,
-        oom_killed: usage.oom_killed,
-        log_dropped,
-    }
 }
 
 fn bring_out(run_dir: &Path, room: &Room, limit: u64) {

@@ -1,0 +1,99 @@
+//! What is taken down, and what must not be.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/control.rs"]
+mod control;
+#[path = "common/mounted.rs"]
+mod mounted;
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use addonfs::fs::kernel::mount;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+const ADDONFS: &str = env!("CARGO_BIN_EXE_addonfs");
+/// Long enough for a loaded machine; nothing waits for it when all is well.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The scripted daemon lives and has a status that this program does not know, as a daemon of another version would.
+#[test]
+fn a_live_mount_is_not_cut_off_because_its_status_is_not_understood() {
+    let mount = mounted::Mount::new();
+    let output = Command::new(ADDONFS).arg("umount").arg(mount.path()).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("nothing was taken down"), "{words}");
+    assert!(mount::connection_of(mount.path()).is_some(), "still mounted");
+    assert_eq!(mount.sh("ls"), "tools\n");
+}
+
+/// A daemon in the foreground with its holder; both are gone when dropped, also by a failing test.
+struct Foreground {
+    holder: Child,
+    point: PathBuf,
+}
+
+impl Foreground {
+    fn start(dir: &Path) -> Self {
+        let (config, point) = (dir.join("addonfs.yaml"), dir.join("M"));
+        std::fs::write(&config, "sources: []\n").unwrap();
+        std::fs::create_dir(&point).unwrap();
+        let holder = Command::new(ADDONFS)
+            .args(["mount", "--foreground", "--config"])
+            .arg(config)
+            .arg("--state-dir")
+            .arg(dir.join("state"))
+            .arg("--cache-dir")
+            .arg(dir.join("cache"))
+            .arg(&point)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Self { holder, point }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.holder.id() as i32)
+    }
+
+    fn is_mounted(&self) -> bool {
+        mount::connection_of(&self.point).is_some()
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        let _ = self.holder.wait();
+        if self.is_mounted() {
+            let _ = mount::unmount(&self.point);
+        }
+    }
+}
+
+fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The moment after mount(2) the daemon is not there yet: nobody may answer the signal by starting one.
+#[test]
+fn a_stop_during_the_start_takes_the_mount_down() {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut daemon = Foreground::start(dir.path());
+        until("no mount appeared", || daemon.is_mounted());
+        kill(daemon.pid(), signal).unwrap();
+        until(&format!("{signal} did not end it"), || daemon.holder.try_wait().unwrap().is_some());
+        assert!(!daemon.is_mounted(), "{signal}: a mount without a daemon stays behind");
+    }
+}
