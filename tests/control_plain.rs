@@ -393,4 +393,15 @@ fn requests_that_arrive_twice_are_done_once() {
     let refused = put(&stage.tree, &again, "tools/postgres/nap/ctl", b"run {}\n").unwrap_err();
     assert_eq!(errno(&refused), libc::ESTALE);
     assert_eq!(names(&stage.tree, "tools/postgres/nap/runs"), ["once"]);
+
+    let args = ino(&stage.tree, &format!("{}/args.json", make_run(&stage, "nap", "more")));
+    let append = |request: &Request| {
+        let opened = stage.tree.open(args, libc::O_WRONLY | libc::O_APPEND).unwrap();
+        stage.tree.write(request, args, opened.handle, 0, b"{}", libc::O_WRONLY | libc::O_APPEND).map(|_| ())
+    };
+    append(&ask(1000)).unwrap();
+    assert_eq!(errno(&append(&again).unwrap_err()), libc::ESTALE, "they would be there twice");
+    stage.tree.rmdir(&ask(1000), runs, OsStr::new("more")).unwrap();
+    stage.tree.rmdir(&again, runs, OsStr::new("more")).unwrap();
+    assert_eq!(errno(&stage.tree.rmdir(&ask(1000), runs, OsStr::new("more")).unwrap_err()), libc::ENOENT);
 }

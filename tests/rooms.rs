@@ -1,4 +1,5 @@
 //! Who may import whom (the table in `src/lib.rs`), and `fuser` in one folder only.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

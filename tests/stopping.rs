@@ -97,3 +97,20 @@ fn a_stop_during_the_start_takes_the_mount_down() {
         assert!(!daemon.is_mounted(), "{signal}: a mount without a daemon stays behind");
     }
 }
+
+/// Somebody is editing the file when the daemon dies: the next one goes on with what the mount was made with.
+#[test]
+fn a_successor_does_not_stumble_over_a_half_edited_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Foreground::start(dir.path());
+    let pid = |daemon: &Foreground| -> Option<i32> {
+        let text = std::fs::read(daemon.point.join(".addonfs/status.json")).ok()?;
+        serde_json::from_slice::<serde_json::Value>(&text).ok()?["pid"].as_i64()?.try_into().ok()
+    };
+    until("no daemon answered", || daemon.is_mounted() && pid(&daemon).is_some());
+    let first = pid(&daemon).unwrap();
+    std::fs::write(dir.path().join("addonfs.yaml"), "sources: [\n  - na").unwrap();
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    until("no successor answered", || pid(&daemon).is_some_and(|now| now != first));
+    assert!(daemon.is_mounted());
+}

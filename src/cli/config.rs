@@ -109,14 +109,23 @@ impl Default for Jobs {
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read(path).with_context(|| {
+        Self::from_text(path, &Self::text(path)?)
+    }
+
+    /// The bytes of a file.
+    pub(crate) fn text(path: &Path) -> anyhow::Result<Vec<u8>> {
+        std::fs::read(path).with_context(|| {
             format!("cannot read the configuration {} (name one with --config)", path.display())
-        })?;
+        })
+    }
+
+    /// Checks the bytes of the file at `path`.
+    pub(crate) fn from_text(path: &Path, text: &[u8]) -> anyhow::Result<Self> {
         let flowd = path.file_name().is_some_and(|name| name == "flwd.yaml");
         let base = std::path::absolute(path)?.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
         Self::parse(
             &path.display().to_string(),
-            &text,
+            text,
             &base,
             if flowd { Dialect::Flowd } else { Dialect::Addonfs },
         )
@@ -190,12 +199,12 @@ fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
 }
 
 fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
-    let mut jobs = Jobs::default();
     // A bare name is looked up as a shell does; only a path is relative to the file.
-    jobs.runtime = fields
+    let runtime = fields
         .take("runtime")
         .and_then(|f| f.text(report))
         .map(|text| if text.contains('/') { base.join(text) } else { text.into() });
+    let mut jobs = Jobs { runtime, ..Jobs::default() };
     set(fields, "max_running", report, &mut jobs.max_running, at_least_one);
     set(fields, "max_running_per_job", report, &mut jobs.max_running_per_job, at_least_one);
     set(fields, "max_queued", report, &mut jobs.max_queued, at_least_one);

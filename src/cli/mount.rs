@@ -1,7 +1,7 @@
 //! `addonfs mount`: starts a holder and its daemon, waits until every source is settled.
 
-use std::io::{BufRead as _, BufReader};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ use super::{daemon_status, mounted};
 const SETTLE: Duration = Duration::from_secs(60);
 /// Between two looks at the status.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a holder that failed may take until everything is unmounted again.
+const CLEARED: Duration = Duration::from_secs(10);
 /// How long a daemon may take until the tree answers: it opens its store and journal before.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -129,18 +131,32 @@ fn start_holder(options: &HoldOptions) -> anyhow::Result<OwnedFd> {
 
 fn wait_ready(pipe: OwnedFd, options: &HoldOptions) -> anyhow::Result<()> {
     let log = options.dirs.state.join("addonfs.log");
-    let mut fds = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&pipe), nix::poll::PollFlags::POLLIN)];
-    let timeout = nix::poll::PollTimeout::try_from(ANSWER)?;
-    if nix::poll::poll(&mut fds, timeout)? == 0 {
+    if !readable(&pipe, ANSWER)? {
         anyhow::bail!("the tree does not answer after {} s: see {}", ANSWER.as_secs(), log.display());
     }
     let mut line = String::new();
-    BufReader::new(std::fs::File::from(pipe)).read_line(&mut line)?;
-    match serde_json::from_str(&line) {
-        Ok(Ready::Mounted) => Ok(()),
-        Ok(Ready::Failed(why)) => anyhow::bail!("{why}"),
-        Err(_) => anyhow::bail!("the daemon ended before the tree answered: see {}", log.display()),
+    let mut pipe = BufReader::new(std::fs::File::from(pipe));
+    pipe.read_line(&mut line)?;
+    let ready = serde_json::from_str(&line);
+    if matches!(ready, Ok(Ready::Mounted)) {
+        return Ok(());
     }
+    // The holder has the other end as long as anything of it is mounted: only then is it as if nothing had been.
+    let pipe = pipe.into_inner();
+    let end = Instant::now() + CLEARED;
+    while readable(&pipe, end.saturating_duration_since(Instant::now()))? && (&pipe).read(&mut [0; 512])? > 0
+    {
+    }
+    match ready {
+        Ok(Ready::Failed(why)) => anyhow::bail!("{why}"),
+        _ => anyhow::bail!("the daemon ended before the tree answered: see {}", log.display()),
+    }
+}
+
+/// Waits until the pipe has something to read, or its end.
+fn readable(pipe: impl AsFd, timeout: Duration) -> anyhow::Result<bool> {
+    let mut fds = [nix::poll::PollFd::new(pipe.as_fd(), nix::poll::PollFlags::POLLIN)];
+    Ok(nix::poll::poll(&mut fds, nix::poll::PollTimeout::try_from(timeout)?)? > 0)
 }
 
 /// Waits until every source is settled, then says which were refused.

@@ -22,7 +22,8 @@ pub fn tag(digest: &Digest) -> String {
     format!("{}.sig", digest.dashed())
 }
 
-/// The signatures of `digest`; none if there is no such tag.
+/// The signatures of `digest`; none if there is no such tag. An error if there are some and not one could be had:
+/// that is no absence of signatures.
 pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<SignatureMaterial>, FetchError> {
     let tag = tag(digest);
     let named = |error: FetchError| error.context(format_args!("signatures of {digest}"));
@@ -30,7 +31,7 @@ pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Signa
     let (_, content) = source.manifest(&manifest).await.map_err(named)?;
     let layers = document::children(&content).map_err(named)?.blobs;
     let mut signatures = layers.iter().filter(|layer| layer.media_type == SIMPLE_SIGNING);
-    let mut materials = Vec::new();
+    let (mut materials, mut left_out) = (Vec::new(), None);
     for layer in signatures.by_ref().take(MAX_SIGNATURES) {
         match source.blob(layer, MAX_PAYLOAD).await {
             Ok(payload) => {
@@ -39,6 +40,7 @@ pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Signa
             // wrong or missing content is somebody's broken signature; a registry that does not answer is trouble
             Err(error) if matches!(error.class, Class::Corrupt | Class::NotFound | Class::Protocol) => {
                 tracing::warn!(%digest, %error, "left out a signature");
+                left_out.get_or_insert(error);
             }
             Err(error) => return Err(named(error)),
         }
@@ -47,7 +49,10 @@ pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Signa
     if more > 0 {
         tracing::warn!(%digest, more, "more signatures than are looked at: only the first {MAX_SIGNATURES} count");
     }
-    Ok(materials)
+    match left_out {
+        Some(error) if materials.is_empty() => Err(named(error)),
+        _ => Ok(materials),
+    }
 }
 
 #[cfg(test)]
@@ -107,6 +112,19 @@ mod tests {
         ];
         let stored: [&[u8]; 4] = [b"one", b"other kind", &large, b"two"];
         assert_eq!(found(&layers, &stored).await, [b"one".to_vec(), b"two".to_vec()]);
+    }
+
+    #[tokio::test]
+    async fn content_that_cannot_be_had_is_no_absence() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let image = Digest::of(b"image");
+        let missing = json_of(&layer(b"missing", SIMPLE_SIGNING));
+        let manifest =
+            json!({"schemaVersion": 2, "config": json_of(&layer(b"{}", "x")), "layers": [missing]});
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        layout.put_manifest(kind, manifest.to_string().into(), Some(&tag(&image))).await.unwrap();
+        assert!(fetch(&*layout, &image).await.unwrap_err().message.starts_with("signatures of "));
     }
 
     #[tokio::test]

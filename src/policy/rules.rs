@@ -22,7 +22,7 @@ pub enum Profile {
     Secure,
     /// A missing signature is a finding, not a refusal.
     Permissive,
-    /// Few checks; for development. The daemon wants a flag for it.
+    /// Few checks; for development.
     Disabled,
 }
 

@@ -34,6 +34,24 @@ pub fn descriptor(media_type: &str, content: &[u8]) -> Descriptor {
     }
 }
 
+/// An image of one gzip layer that decodes to `decoded`, in the layout at `path` under `tag`; its digest.
+pub async fn write_gzip(path: &Path, tag: &str, layer: Vec<u8>, decoded: &[u8]) -> Digest {
+    let layout = Layout::create(path).expect("layout");
+    let config = json!({
+        "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }, "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(decoded)]},
+    });
+    let config = config.to_string().into_bytes();
+    let described = [descriptor(CONFIG, &config), descriptor(&format!("{LAYER}+gzip"), &layer)];
+    for (described, content) in described.iter().zip([config, layer]) {
+        layout.put_blob(described, BlobContent::bytes(content)).await.expect("blob");
+    }
+    let [config, layer] = described;
+    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]});
+    let content = manifest.to_string().into_bytes();
+    layout.put_manifest(MANIFEST, content.into(), Some(tag)).await.expect("manifest")
+}
+
 /// An image whose layers are the given bytes (which need be no tar), in the layout at `path` under `tag`.
 pub async fn write(path: &Path, tag: &str, layers: &[Vec<u8>]) -> (Arc<Layout>, Digest, Vec<Descriptor>) {
     let layout = Layout::create(path).expect("layout");

@@ -6,4 +6,5 @@ pub mod image;
 pub mod mount;
 pub mod registry;
 pub mod scripted_executor;
+pub mod session;
 pub mod token_service;

@@ -78,6 +78,24 @@ impl Board {
         }
     }
 
+    /// A read of the image `tree` was refused: the words behind the errno go where the readers of its sources look.
+    /// The event of a trouble that stays the same is told once a minute, whatever the number of readers.
+    pub(crate) fn read_refused(&self, tree: &Digest, words: &str) {
+        let now = clock::now_ms();
+        let mut told = Vec::new();
+        for entry in self.lock().iter_mut() {
+            if entry.candidate.as_ref().is_none_or(|candidate| candidate.jobs.tree != *tree) {
+                continue;
+            }
+            if entry.status.read_refused(words, now) {
+                told.push(Event::of_source("read.refused", &entry.spec.name).with("message", words));
+            }
+            entry.last_error = format!("{words}\n").into_bytes().into();
+        }
+        told.into_iter().for_each(|event| self.events.tell(event));
+        self.changed();
+    }
+
     /// Gives the board the jobs room and whom to call after each change of what is shown.
     pub(crate) fn connect(&self, jobs: Jobs, on_change: impl Fn() + Send + Sync + 'static) {
         let _ = self.jobs.set(jobs);

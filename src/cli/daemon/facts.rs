@@ -128,7 +128,8 @@ impl DaemonFacts {
             let names: Vec<String> =
                 live.iter().map(|run| format!("{}/runs/{}", run.job_id(), run.name())).collect();
             return Err(FsError::Busy(format!(
-                "{} still live: {}; wait for them (stop wait), or cancel them (stop cancel)",
+                "{} still live: {}; wait for them (addonfs umount --wait; here: stop wait), or cancel them (addonfs \
+                 umount --cancel; here: stop cancel)",
                 if names.len() == 1 { "a run is" } else { "runs are" },
                 names.join(", ")
             )));

@@ -144,6 +144,7 @@ impl<'a> Holder<'a> {
             images,
             control_init: memfd_create("addonfs-control-init", MemfdFlags::CLOEXEC)?,
             images_init: memfd_create("addonfs-images-init", MemfdFlags::CLOEXEC)?,
+            config: memfd_create("addonfs-config", MemfdFlags::CLOEXEC)?,
             lock: lock.into_fd(),
             ready,
             mounted: mounted_reader,

@@ -23,6 +23,8 @@ pub(crate) struct Descriptors {
     pub control_init: OwnedFd,
     /// The same for the image connection.
     pub images_init: OwnedFd,
+    /// Memory file with the configuration's text as the first daemon read it; empty for that one.
+    pub config: OwnedFd,
     /// The lock of the state directory: open as long as holder or daemon lives.
     pub lock: OwnedFd,
     /// Where a start is reported, once.
@@ -32,12 +34,13 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
-    fn roles(&self) -> [BorrowedFd<'_>; 7] {
+    fn roles(&self) -> [BorrowedFd<'_>; 8] {
         [
             self.control.as_fd(),
             self.images.as_fd(),
             self.control_init.as_fd(),
             self.images_init.as_fd(),
+            self.config.as_fd(),
             self.lock.as_fd(),
             self.ready.as_fd(),
             self.mounted.as_fd(),
@@ -68,8 +71,9 @@ impl Descriptors {
             "this command is started by `addonfs mount`, not by hand (no descriptors were handed over)",
         )?;
         let numbers: Vec<RawFd> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
-        let &[control, images, control_init, images_init, lock, ready, mounted] = numbers.as_slice() else {
-            anyhow::bail!("{VARIABLE} names {} descriptors instead of 7", numbers.len());
+        let &[control, images, control_init, images_init, config, lock, ready, mounted] = numbers.as_slice()
+        else {
+            anyhow::bail!("{VARIABLE} names {} descriptors instead of 8", numbers.len());
         };
         remove_variable();
         Ok(Self {
@@ -77,6 +81,7 @@ impl Descriptors {
             images: adopt(images)?,
             control_init: adopt(control_init)?,
             images_init: adopt(images_init)?,
+            config: adopt(config)?,
             lock: adopt(lock)?,
             ready: adopt(ready)?,
             mounted: adopt(mounted)?,

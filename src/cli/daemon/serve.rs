@@ -75,7 +75,7 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
     upkeep::abort_on_lost_thread();
-    let config = Config::read(&options.config)?;
+    let config = config(&options.config, &descriptors.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")
         .enable_all()
@@ -85,6 +85,20 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     // Work that nobody waits for any more must not keep an ended daemon alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// The configuration that the mount was made with. A successor must not read the file anew: half edited, it would end
+/// the mount and every run; edited, it would take effect at the moment of a crash.
+fn config(path: &std::path::Path, memory: &OwnedFd) -> anyhow::Result<Config> {
+    let mut kept = File::from(memory.try_clone()?);
+    let mut text = Vec::new();
+    kept.seek(SeekFrom::Start(0))?;
+    kept.read_to_end(&mut text)?;
+    if text.is_empty() {
+        text = Config::text(path)?;
+        kept.write_all(&text)?;
+    }
+    Config::from_text(path, &text)
 }
 
 /// Everything between the start of the runtime and its end.
@@ -225,8 +239,14 @@ impl Opened {
             None => Backings::create(&journal),
         }
         .with_context(|| format!("cannot open {}", journal.display()))?;
+        let (images, board) = (Arc::clone(&self.images), Arc::clone(&self.facts.board));
         let connection =
-            ImageFs::new(Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits);
+            ImageFs::new(Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits)
+                .on_refused(Arc::new(move |ino, words| {
+                    if let Some(tree) = images.digest_of(ino) {
+                        board.read_refused(&tree, words);
+                    }
+                }));
         let init = init(&device, &mut descriptors.images_init)?;
         let (serving, _) =
             Serving::start(connection, device, Some(init)).context("cannot serve the image trees")?;

@@ -127,7 +127,7 @@ impl Auth {
             return Ok(Renewal::Again);
         }
         if let Some(scheme) = choose(challenges, base)? {
-            self.learn(scheme);
+            self.learn(Some(scheme));
         }
         let Some(scheme) = self.scheme() else { return Ok(Renewal::Refused) };
         slot.grant = None;
@@ -140,6 +140,21 @@ impl Auth {
     }
 
     async fn obtain(
+        &self,
+        endpoint: &Endpoint,
+        access: Access,
+        scheme: &Scheme,
+        serial: u64,
+    ) -> Result<Grant, FetchError> {
+        let issued = self.ask(endpoint, access, scheme, serial).await;
+        if issued.as_ref().is_err_and(|error| error.class == Class::Unauthorized) {
+            // The registry may want no login any more by the next request; if it does, it says so again.
+            self.learn(None);
+        }
+        issued
+    }
+
+    async fn ask(
         &self,
         endpoint: &Endpoint,
         access: Access,
@@ -210,8 +225,8 @@ impl Auth {
         self.scheme.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    fn learn(&self, scheme: Scheme) {
-        *self.scheme.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(scheme);
+    fn learn(&self, scheme: Option<Scheme>) {
+        *self.scheme.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = scheme;
     }
 }
 

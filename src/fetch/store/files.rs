@@ -70,6 +70,10 @@ impl Store {
             return Found::Proven(self.remember(content, file, stamp));
         }
         if size > PROVE_AT_ONCE {
+            if again {
+                // Whoever reads through this open waits for the hash, too.
+                self.whole.remove(content);
+            }
             return Found::Unproven;
         }
         self.prove(content).map_or(Found::Missing, Found::Proven)
@@ -159,6 +163,22 @@ mod tests {
         let asked = Arc::clone(&store);
         std::thread::spawn(move || tell.send(matches!(asked.find(&digest, 100_000, true), Found::Proven(_))));
         assert_eq!(told.recv_timeout(std::time::Duration::from_secs(30)), Ok(true));
+    }
+
+    #[test]
+    fn always_holds_for_reads_of_files_too_long_to_be_hashed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { verify: Verify::Always, ..StoreOptions::default() };
+        let store = Store::open(dir.path(), options).unwrap();
+        let content = vec![7; 1 + PROVE_AT_ONCE as usize];
+        let (digest, path) = (Digest::of(&content), dir.path().join("tmp/file"));
+        std::fs::write(&path, &content).unwrap();
+        store.adopt(Kind::File, &digest, &path).unwrap();
+        let find = |fresh| store.find(&digest, content.len() as u64, fresh);
+        assert!(store.prove(&digest).is_some());
+        assert!(matches!(find(false), Found::Proven(_)));
+        assert!(matches!(find(true), Found::Unproven), "opened");
+        assert!(matches!(find(false), Found::Unproven), "a read before it was hashed");
     }
 
     /// A file that changed without a trace in its times is found only by who always hashes.

@@ -37,8 +37,16 @@ impl ControlTree {
         }
     }
 
-    /// Removes a finished run whole, or an empty directory of its `out/`.
+    /// Removes a finished run whole, or an empty directory of its `out/`. A request that the kernel sends again finds
+    /// its work done.
     pub fn rmdir(&self, request: &Request, parent: u64, name: &OsStr) -> Result<(), FsError> {
+        match self.rmdir_once(request, parent, name) {
+            Err(FsError::NotFound) if request.resent => Ok(()),
+            result => result,
+        }
+    }
+
+    fn rmdir_once(&self, request: &Request, parent: u64, name: &OsStr) -> Result<(), FsError> {
         match self.find(parent)? {
             Found::Run(run, Slot::Dir) if name == "out" => {
                 idle(&run)?;

@@ -69,7 +69,7 @@ impl ControlTree {
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
         match self.find(ino)? {
             Found::Run(run, Slot::Args) => {
-                self.write_args(&run, offset, data, flags)?;
+                self.write_args(request, &run, offset, data, flags)?;
                 Ok(Written::Now(length))
             }
             Found::Run(run, Slot::Stdin) => self.write_stdin(request, &run, data.to_vec(), flags),
@@ -120,7 +120,18 @@ impl ControlTree {
         cut
     }
 
-    fn write_args(&self, run: &Run, offset: u64, data: &[u8], flags: i32) -> Result<(), FsError> {
+    fn write_args(
+        &self,
+        request: &Request,
+        run: &Run,
+        offset: u64,
+        data: &[u8],
+        flags: i32,
+    ) -> Result<(), FsError> {
+        if request.resent && flags & libc::O_APPEND != 0 {
+            // they may be in it already, and must not be in it twice
+            return Err(FsError::Stale);
+        }
         // O_APPEND: the kernel's idea of the end is the normalised size, not what was written so far
         let jobs = self.runs.handle();
         let written = match flags & libc::O_APPEND {

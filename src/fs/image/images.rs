@@ -163,6 +163,12 @@ impl Images {
         self.by_tag(tag(digest)).is_some_and(|(known, _)| known == *digest)
     }
 
+    /// The image that an inode belongs to.
+    pub fn digest_of(&self, ino: u64) -> Option<Digest> {
+        let tag = u32::try_from(ino >> 32).ok()?;
+        self.by_tag(tag).map(|(digest, _)| digest)
+    }
+
     fn by_tag(&self, tag: u32) -> Option<(Digest, Arc<Image>)> {
         self.shown.read().unwrap_or_else(PoisonError::into_inner).get(&tag).cloned()
     }

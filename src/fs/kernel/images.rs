@@ -60,22 +60,41 @@ impl Default for ReadLimits {
     }
 }
 
+/// Who is told of a refused read: its inode and the words behind the errno. Called in a task of the runtime.
+pub type Refused = Arc<dyn Fn(u64, &str) + Send + Sync>;
+
 /// The file system of the image connection.
-#[derive(Debug)]
 pub struct ImageFs {
     images: Arc<Images>,
     backings: Backings,
     runtime: Handle,
     limits: ReadLimits,
     budget: Arc<Semaphore>,
+    refused: Refused,
     no_opendir: bool,
+}
+
+impl std::fmt::Debug for ImageFs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageFs")
+            .field("images", &self.images)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ImageFs {
     /// Serves `images`; fetches run on `runtime`.
     pub fn new(images: Arc<Images>, backings: Backings, runtime: Handle, limits: ReadLimits) -> Self {
         let budget = Arc::new(Semaphore::new(limits.pending_bytes as usize));
-        Self { images, backings, runtime, limits, budget, no_opendir: false }
+        Self { images, backings, runtime, limits, budget, refused: Arc::new(|_, _| {}), no_opendir: false }
+    }
+
+    /// Tells `refused` of every read that comes to nothing.
+    #[must_use]
+    pub fn on_refused(mut self, refused: Refused) -> Self {
+        self.refused = refused;
+        self
     }
 
     /// Answers a read whose content must be fetched.
@@ -88,6 +107,7 @@ impl ImageFs {
         let budget = Arc::clone(&self.budget);
         let share = size.min(self.limits.pending_bytes);
         let deadline = self.limits.deadline;
+        let refused = Arc::clone(&self.refused);
         self.runtime.spawn(async move {
             let mut permit = None;
             let fetched = tokio::time::timeout(deadline, async {
@@ -95,21 +115,21 @@ impl ImageFs {
                 // a task of its own, so that it goes on when nobody waits any more
                 tokio::spawn(content).await
             });
-            let error = match fetched.await {
+            let (error, words) = match fetched.await {
                 Ok(Ok(Ok(bytes))) => return reply.answer(|reply| reply.data(&bytes)),
                 Ok(Ok(Err(error))) => {
-                    tracing::warn!(ino, %error, "a read was refused");
-                    errno(&FsError::Fetch(error))
+                    let words = error.to_string();
+                    (errno(&FsError::Fetch(error)), words)
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(ino, %error, "a fetch broke off");
-                    libc::EIO
-                }
+                Ok(Err(error)) => (libc::EIO, format!("a fetch broke off: {error}")),
                 Err(_) => {
-                    tracing::warn!(ino, ?deadline, "a read took too long; its fetch goes on");
-                    libc::ETIMEDOUT
+                    let words = "no answer within the read deadline; the fetch goes on";
+                    (libc::ETIMEDOUT, format!("{words} ({deadline:?}, `read.deadline`)"))
                 }
             };
+            tracing::warn!(ino, errno = error, "a read was refused: {words}");
+            // before the errno: who sees that one finds these
+            refused(ino, &words);
             reply.answer(|reply| reply.error(Errno::from_i32(error)));
             drop(permit);
         });

@@ -119,6 +119,17 @@ pub struct Condition {
     pub observed_generation: u64,
 }
 
+/// The newest refusal of a read of the source's image.
+#[derive(Debug, Clone)]
+struct ReadError {
+    message: String,
+    at_ms: u64,
+    told_ms: u64,
+}
+
+/// Refused reads are told as events this often at most: there may be thousands of readers.
+const TELL_READS_MS: u64 = 60_000;
+
 /// The status of one source.
 #[derive(Debug, Clone)]
 pub struct SourceStatus {
@@ -133,6 +144,7 @@ pub struct SourceStatus {
     manifest: Option<Digest>,
     verification: Option<Verification>,
     shown: Option<(String, String, Vec<String>)>,
+    read_error: Option<ReadError>,
     conditions: Vec<Condition>,
 }
 
@@ -155,6 +167,7 @@ impl SourceStatus {
             manifest: None,
             verification: None,
             shown: None,
+            read_error: None,
             conditions: Vec::new(),
         };
         status.update_conditions(now_ms);
@@ -178,6 +191,15 @@ impl SourceStatus {
         // At most 300 000: exact in f64.
         let wait = doubled - (doubled as f64 / 4.0 * jitter.clamp(0.0, 1.0)) as u64;
         wait.max(retry_after_ms.unwrap_or(0).min(BACKOFF_MS.1))
+    }
+
+    /// A read was refused: the words behind its errno. Whether that is to be told as an event.
+    pub fn read_refused(&mut self, message: &str, now_ms: u64) -> bool {
+        let before = self.read_error.as_ref().map(|error| error.told_ms);
+        let tell = before.is_none_or(|told_ms| now_ms.saturating_sub(told_ms) >= TELL_READS_MS);
+        let told_ms = before.filter(|_| !tell).unwrap_or(now_ms);
+        self.read_error = Some(ReadError { message: message.to_owned(), at_ms: now_ms, told_ms });
+        tell
     }
 
     /// Applies what happened. `false` if it changes nothing: a late word of a try that was given up must not
@@ -285,6 +307,10 @@ impl SourceStatus {
             .shown
             .as_ref()
             .map(|(name, version, jobs)| json!({"name": name, "version": version, "jobs": jobs}));
+        let read_error = self
+            .read_error
+            .as_ref()
+            .map(|error| json!({"message": error.message, "at": rfc3339(error.at_ms)}));
         json!({
             "name": self.name,
             "type": "oci",
@@ -301,6 +327,7 @@ impl SourceStatus {
             "retry_at": retry_at,
             "failures": self.failures,
             "progress": progress,
+            "read_error": read_error,
             "addon": addon,
             "verification": self.verification,
             "generation": self.generation,
@@ -400,6 +427,16 @@ fn rfc3339(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_reads_are_shown_each_and_told_once_a_minute() {
+        let mut status = status();
+        assert_eq!(status.to_json()["read_error"], Value::Null);
+        let told: Vec<bool> =
+            [0, 59_999, 60_000, 119_999].map(|ms| status.read_refused(&format!("at {ms}"), ms)).into();
+        assert_eq!(told, [true, false, true, false]);
+        assert_eq!(status.to_json()["read_error"], json!({"message": "at 119999", "at": rfc3339(119_999)}));
+    }
     use crate::policy::code::Code;
     use crate::policy::reference::ImageRef;
     use crate::policy::source::spec::{Expose, PullPolicy};

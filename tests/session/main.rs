@@ -1,0 +1,15 @@
+//! Whole sessions, as a user has them: the real program, a real registry, the kernel's FUSE, real runtimes.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod commands;
+mod crash;
+mod images;
+mod jobs;
+mod network;
+mod refusals;
+mod rootless;
+mod umount;
+mod walk;
