@@ -1,4 +1,5 @@
-//! Which runtime: the configured one, else crun, runc, youki, the first that proves itself with a container.
+//! Which runtime: the configured one and no other (whoever names a program does not want another one in its place
+//! unnoticed), else crun, runc, youki, the first that proves itself with a container.
 //!
 //! A `--version` that works proves nothing (crun refuses hybrid hosts, runc a missing privilege), so each candidate
 //! runs one tiny container the very way jobs run, through a shim. The answer is kept until a candidate's program
