@@ -1,6 +1,8 @@
 //! Making, pushing and signing an add-on with the program's own commands, against a real registry; what comes out
 //! is judged by skopeo and openssl.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::Write as _;
