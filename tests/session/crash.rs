@@ -150,6 +150,21 @@ fn a_running_job_is_adopted() {
     assert_eq!(s.sh("$M/tools/sh/runs/files/wait").code, 5);
 }
 
+/// Only a new daemon can have a new spawner: the old one makes room, and what was asked meanwhile is done.
+#[test]
+fn spawner_killed() {
+    let s = Session::new().with_tools();
+    let daemon = s.daemon();
+    let spawner = s.processes().into_iter().filter(|pid| parent(*pid) == Some(daemon)).find(|pid| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split(|b| *b == 0).any(|arg| arg == b"__spawner"))
+    });
+    kill9(spawner.expect("the daemon has a spawner"));
+    eventually("the next daemon", || (s.daemon() != daemon).then_some(()));
+    assert_eq!(s.sh("$M/tools/sh/run --script 'echo on'").ok(), "on\n");
+    assert!(s.log().contains("the spawner process ended"), "{}", s.log());
+}
+
 /// Nobody is left who could answer: readers get ENOTCONN and not a hang, and `mount` repairs it by itself. A run goes
 /// on meanwhile.
 #[test]

@@ -121,7 +121,10 @@ async fn live(
     let Descriptors { lock: _lock, .. } = descriptors;
 
     let Opened { facts, mut stops, .. } = opened;
-    stops.wait(&facts.jobs).await;
+    tokio::select! {
+        () = stops.wait(&facts.jobs) => {}
+        ended = spawner.ended() => die_without_spawner(&ended),
+    }
     take_down(&facts.options, &spawner).await?;
     tokio::task::spawn_blocking(move || {
         for serving in [images, control] {
@@ -278,6 +281,16 @@ fn saved(memory: &mut OwnedFd) -> anyhow::Result<Option<SavedInit>> {
         return Ok(None);
     }
     Ok(Some(SavedInit::from_bytes(&bytes)?))
+}
+
+/// A spawner can be started only by a process without threads and mounts, so it takes a new daemon: the holder starts
+/// one for every death that is no exit.
+fn die_without_spawner(ended: &std::io::Result<()>) -> ! {
+    match ended {
+        Ok(()) => tracing::error!("the spawner process ended; this daemon makes room for a new one"),
+        Err(error) => tracing::error!(%error, "the spawner process cannot be watched; this daemon ends"),
+    }
+    std::process::abort()
 }
 
 /// Detaches the mounts. The spawner does it: this process must not touch what it serves.

@@ -1,16 +1,14 @@
 //! Waiting for a process that is not our child.
-#![allow(unsafe_code)] // tokio's registration of a descriptor is unsafe: it must stay open while registered.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::sweep::alive;
 use crate::jobs::executor::ShimId;
+use crate::jobs::spawner::exited;
 
 /// The shim's process, if it is that one and lives.
 fn pidfd(shim: &ShimId) -> Option<OwnedFd> {
@@ -22,16 +20,10 @@ fn pidfd(shim: &ShimId) -> Option<OwnedFd> {
 /// Returns when the shim is gone.
 pub(super) async fn wait_gone(shim: &ShimId) {
     let Some(fd) = pidfd(shim) else { return };
-    // SAFETY: the OwnedFd is moved into the AsyncFd, which deregisters it before it closes it.
-    match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
-        Ok(fd) => {
-            let _ = fd.readable().await;
-        }
-        Err(_) => {
-            // No room in the reactor: look from time to time.
-            while alive(shim) {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+    if exited(fd).await.is_err() {
+        // No room in the reactor: look from time to time.
+        while alive(shim) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::PidfdFlags;
 
 use super::ENTRY;
-use super::process::Identity;
+use super::process::{Identity, exited};
 use super::protocol::{Reply, Request, receive, send};
 
 /// How long an answer that needs no waiting may take: the spawner forks and executes, nothing more.
@@ -108,6 +109,16 @@ impl Spawner {
             .stdout(Stdio::null())
             .spawn()?;
         Ok(Self { inner: Arc::new(Inner { socket: Mutex::new(Some(ours)), child: Mutex::new(child) }) })
+    }
+
+    /// Comes back when the spawner process has ended, which it does by itself only when this handle is gone.
+    pub async fn ended(&self) -> io::Result<()> {
+        let process = {
+            let child = self.inner.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // The child is not waited for before the last handle is dropped, so its pid is no other process's.
+            rustix::process::pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty())?
+        };
+        exited(process).await
     }
 
     /// Starts our own program with `args`, detached: in the end a child of init, whatever happens to us. Each

@@ -1,6 +1,10 @@
 //! Which process is meant: a pid with its start time, because a pid alone may be reused.
 
 use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A process for all time of this boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +25,17 @@ pub fn identity_of(pid: i32) -> io::Result<Identity> {
 pub fn is_alive(process: Identity) -> bool {
     state_and_start(process.pid)
         .is_ok_and(|(state, start)| start == process.start_ticks && !matches!(state, b'Z' | b'X'))
+}
+
+/// Comes back when the process of a pidfd has ended (it may be a zombie).
+///
+/// # Errors
+/// No room in the runtime's reactor.
+#[allow(unsafe_code)] // tokio's registration of a descriptor is unsafe: it must stay open while registered.
+pub(in crate::jobs) async fn exited(pidfd: OwnedFd) -> io::Result<()> {
+    // SAFETY: the OwnedFd is moved into the AsyncFd, which deregisters it before it closes it.
+    let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+    pidfd.readable().await.map(drop)
 }
 
 fn state_and_start(pid: i32) -> io::Result<(u8, u64)> {
