@@ -61,6 +61,16 @@ fn gzip(content: &[u8], level: u32) -> Vec<u8> {
     encoder.finish().expect("in memory")
 }
 
+fn zstd(content: &[u8], level: i32) -> Vec<u8> {
+    zstd::bulk::compress(content, level).expect("in memory")
+}
+
+/// Frames of 100,000 bytes, and a skippable frame behind them where seekable zstd has its table.
+fn seekable(content: &[u8]) -> Vec<u8> {
+    let frames = content.chunks(100_000).flat_map(|part| zstd(part, 3));
+    frames.chain([0x5e, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 0x28, 0xb5, 0x2f]).collect()
+}
+
 /// Runs a program as a filter.
 fn pipe(program: &str, words: &[&str], input: &[u8]) -> Vec<u8> {
     let dir = tempfile::tempdir().expect("tmp");
@@ -163,6 +173,10 @@ async fn every_encoding_reads_back_whole_and_by_ranges() {
         ("three members", halves),
         ("many members", members),
         ("zeros behind", [gzip(&tar, 6), vec![0; 1000]].concat()),
+        ("zstd(1), one frame", pipe("zstd", &["-3"], &tar)),
+        ("zstd with a window of 128 MiB", pipe("zstd", &["-5", "--long=27"], &tar)),
+        ("pzstd", pipe("pzstd", &["-p", "3"], &tar)),
+        ("seekable zstd", seekable(&tar)),
     ] {
         println!("{what}");
         let dir = tempfile::tempdir().unwrap();
@@ -341,13 +355,15 @@ async fn a_wrong_digest_is_the_reason_even_when_decoding_failed_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bombs_end() {
-    let bomb = gzip(&vec![0; 80 << 20], 9);
+    let content = vec![0; 80 << 20];
     let dir = tempfile::tempdir().unwrap();
     let limits = StoreOptions { max_decoded: Some(10 << 20), ..options(1 << 30) };
     let store = Store::open(dir.path(), limits).unwrap();
     // Zeros are the end of an archive, so only the decoder sees the rest.
-    let error = ingest(&store, &MemorySource::new(bomb)).await.unwrap_err();
-    assert!(error.message.contains("decodes to more than"), "{error}");
+    for bomb in [gzip(&content, 9), zstd(&content, 9)] {
+        let error = ingest(&store, &MemorySource::new(bomb)).await.unwrap_err();
+        assert!(error.message.contains("decodes to more than"), "{error}");
+    }
     // A sparse file is as large as it says, however little of it is stored.
     let sparse = tempfile::tempdir().unwrap();
     std::fs::File::create(sparse.path().join("f")).unwrap().set_len(1 << 40).unwrap();
@@ -392,7 +408,7 @@ async fn sparse_files_read_their_holes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_from_the_network_are_never_returned() {
     let (tar, files) = sample();
-    for blob in [tar.clone(), gzip(&tar, 6)] {
+    for blob in [tar.clone(), gzip(&tar, 6), seekable(&tar), zstd(&tar, 3)] {
         let dir = tempfile::tempdir().unwrap();
         let source = MemorySource::new(blob);
         drop(ingest(&open(dir.path()), &source).await.unwrap());
@@ -533,13 +549,17 @@ proptest! {
         sizes in prop::collection::vec((0_usize..3_000_000).prop_map(|n| if n % 3 == 0 { n } else { n % 70_000 }), 1..12),
         level in 0_u32..10,
         member in prop::sample::select(vec![10_000_usize, 300_000, 3_000_000, usize::MAX]),
-        plain in any::<bool>(),
+        encoding in prop::sample::select(vec!["tar", "gzip", "zstd"]),
         lost in any::<bool>(),
         ranges in prop::collection::vec((any::<prop::sample::Index>(), 0.0..1.0_f64, 1_u32..400_000), 1..20),
     ) {
         let named = sizes.iter().enumerate().map(|(at, &size)| (format!("f{at}"), noise(at as u64, size)));
         let (tar, files) = tar(&named.collect::<Vec<_>>());
-        let blob = if plain { tar } else { tar.chunks(member).flat_map(|part| gzip(part, level)).collect() };
+        let blob = match encoding {
+            "gzip" => tar.chunks(member).flat_map(|part| gzip(part, level)).collect(),
+            "zstd" => tar.chunks(member).flat_map(|part| zstd(part, level as i32)).collect(),
+            _ => tar,
+        };
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();

@@ -156,7 +156,7 @@ fn the_trap_image_is_what_umoci_unpacks() {
 }
 
 #[test]
-fn a_large_ordinary_image_made_by_umoci_is_what_umoci_unpacks() {
+fn a_large_ordinary_image_is_what_umoci_unpacks_in_every_compression() {
     let shown = Shown::new();
     let dir = shown.dir.path();
     let layout = dir.join("layout");
@@ -174,9 +174,19 @@ fn a_large_ordinary_image_made_by_umoci_is_what_umoci_unpacks() {
     run("umoci", &["gc", "--layout", "layout"]);
     let rootfs = umoci(&layout, "big", &dir.join("bundle"));
 
-    let image = shown.show(&layout, &shown.store());
-    let (mut ours, mut theirs) = (walk(&image.join("rootfs")), walk(&rootfs));
-    assert!(forget_implied(&image, &mut ours, &mut theirs) >= 2);
-    assert!(ours.len() > 2000, "{}", ours.len());
-    compare(&ours, &theirs);
+    let store = shown.store();
+    for format in ["gzip", "zstd", "zstd:chunked"] {
+        println!("{format}");
+        let layout = dir.join(format!("layout-{}", format.replace(':', "-")));
+        let to = format!("oci:{}:big", layout.display());
+        run(
+            "skopeo",
+            &["copy", "-q", "--dest-compress", "--dest-compress-format", format, "oci:layout:big", &to],
+        );
+        let image = shown.show(&layout, &store);
+        let (mut ours, mut theirs) = (walk(&image.join("rootfs")), walk(&rootfs));
+        assert!(forget_implied(&image, &mut ours, &mut theirs) >= 2);
+        assert!(ours.len() > 2000, "{}", ours.len());
+        compare(&ours, &theirs);
+    }
 }

@@ -171,7 +171,17 @@ fn decode(
             stopped()
         })
     };
-    let sink = &mut |event| send(Step::Event(event));
+    let mut decoded = 0;
+    // Counted here and not after each piece of the blob: 256 KiB of zstd can stand for gigabytes.
+    let sink = &mut |event| {
+        if let Event::Data(data) = &event {
+            decoded += data.len() as u64;
+            if decoded > limit {
+                return Err(too_large(limit));
+            }
+        }
+        send(Step::Event(event))
+    };
     while let Some(piece) = input.blocking_recv() {
         hasher.update(&piece);
         size += piece.len() as u64;
@@ -179,11 +189,7 @@ fn decode(
             return Err(wrong_size(blob, "more"));
         }
         let Some(decoding) = &mut scanner else { continue };
-        let mut pushed = decoding.push(&piece, sink);
-        if pushed.is_ok() && decoding.decoded() > limit {
-            pushed = Err(too_large(limit));
-        }
-        if let Err(error) = pushed {
+        if let Err(error) = decoding.push(&piece, sink) {
             (failure, scanner) = (error, None);
         }
     }

@@ -26,6 +26,8 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a gzip-compressed OCI layer.
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// Media type of an OCI layer that is a zstd-compressed tar archive.
+pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 /// Media type of Docker's schema 2 manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Media type of Docker's manifest list.
@@ -55,6 +57,8 @@ pub enum LayerKind {
     Tar,
     /// A gzip-compressed tar archive.
     TarGzip,
+    /// A tar archive compressed with Zstandard.
+    TarZstd,
     /// Something else: another compression, or no archive.
     Other,
 }
@@ -106,6 +110,9 @@ impl Descriptor {
             | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
             | "application/vnd.docker.image.rootfs.diff.tar.gzip"
             | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => LayerKind::TarGzip,
+            OCI_LAYER_ZSTD
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => LayerKind::TarZstd,
             _ => LayerKind::Other,
         }
     }

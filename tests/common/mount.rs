@@ -115,7 +115,8 @@ impl Shown {
 
     /// Shows the only image of a layout; the path of its digest directory.
     pub fn show(&self, layout: &Path, store: &Arc<Store>) -> PathBuf {
-        let tree = self.dir.path().join("tree");
+        let name = layout.file_name().expect("a layout's folder").display();
+        let tree = self.dir.path().join(format!("tree-{name}"));
         let (digest, image) = self.runtime.block_on(open(layout, store, &tree));
         self.images.insert(digest, image).expect("insert");
         self.guard.path.join(digest.dashed())

@@ -17,7 +17,7 @@ use crate::fetch::source::BlobSource;
 use crate::policy::digest::Digest;
 use crate::policy::image::{
     Descriptor, Document, ImageConfig, ImageManifest, LayerKind, MAX_CONFIG, OCI_CONFIG, OCI_LAYER_GZIP,
-    OCI_MANIFEST, Platform, parse_document,
+    OCI_LAYER_ZSTD, OCI_MANIFEST, Platform, parse_document,
 };
 
 /// The name of plain layers in OCI manifests.
@@ -188,6 +188,7 @@ pub(super) async fn from_base(
         let media_type = match layer.layer_kind() {
             LayerKind::Tar => OCI_LAYER.to_owned(),
             LayerKind::TarGzip => OCI_LAYER_GZIP.to_owned(),
+            LayerKind::TarZstd => OCI_LAYER_ZSTD.to_owned(),
             LayerKind::Other => layer.media_type.clone(),
         };
         layers.push(Descriptor { media_type, ..layer.clone() });

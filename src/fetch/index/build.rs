@@ -133,6 +133,7 @@ impl IndexBuilder {
         let format: u32 = match summary.format {
             Format::Tar => 0,
             Format::TarGzip => 1,
+            Format::TarZstd => 2,
         };
         header.extend(format.to_le_bytes());
         header.extend(summary.layer.as_bytes());
@@ -186,6 +187,7 @@ impl SpanBuilder {
             SpanKind::Stored => (0, 0),
             SpanKind::GzipMember => (1, 0),
             SpanKind::Deflate { bits } => (2, bits),
+            SpanKind::ZstdFrames => (3, 0),
         };
         let numbers = [span.in_start, span.in_end, span.out_start, span.out_len, window_offset];
         let mut record = numbers.map(u64::to_le_bytes).concat();

@@ -6,7 +6,8 @@
 
 use super::file::{Format, SpanKind};
 use super::gzip::GzipScanner;
-use crate::fetch::error::{Class, FetchError, Side};
+use super::zstd::ZstdScanner;
+use crate::fetch::error::{FetchError, Side};
 
 /// Spans of gzip layers end at the first block boundary after this many decoded bytes. Smaller spans fetch less
 /// for a small file but cost a window each: 10 to 20 KiB compressed, so 0.5 to 1 % of the decoded size here.
@@ -49,6 +50,7 @@ pub(crate) enum Scanner {
         at: u64,
     },
     Gzip(Box<GzipScanner>),
+    Zstd(Box<ZstdScanner>),
 }
 
 impl Scanner {
@@ -65,6 +67,7 @@ impl Scanner {
             }
             Self::Tar { at } => push_tar(at, input, sink),
             Self::Gzip(gzip) => gzip.push(input, sink),
+            Self::Zstd(zstd) => zstd.push(input, sink),
         }
     }
 
@@ -77,15 +80,7 @@ impl Scanner {
             Self::Unknown(_) => Ok((Format::Tar, 0)),
             Self::Tar { at } => Ok((Format::Tar, at)),
             Self::Gzip(gzip) => gzip.finish(sink).map(|end| (Format::TarGzip, end)),
-        }
-    }
-
-    /// How many bytes were decoded.
-    pub(crate) fn decoded(&self) -> u64 {
-        match self {
-            Self::Unknown(_) => 0,
-            Self::Tar { at } => *at,
-            Self::Gzip(gzip) => gzip.decoded(),
+            Self::Zstd(zstd) => zstd.finish(sink).map(|end| (Format::TarZstd, end)),
         }
     }
 
@@ -95,8 +90,7 @@ impl Scanner {
         *self = match head.get(..4) {
             Some([0x1f, 0x8b, ..]) => Self::Gzip(Box::new(GzipScanner::new(sink)?)),
             Some([0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18]) => {
-                let what = "layer is compressed with zstd, which is not supported: rebuild it with gzip";
-                return Err(FetchError::new(Class::Protocol, Side::Remote, what));
+                Self::Zstd(Box::new(ZstdScanner::new()?))
             }
             _ => Self::Tar { at: 0 },
         };
@@ -134,5 +128,6 @@ pub(crate) fn decode_span(
         SpanKind::Stored => Err(FetchError::corrupt(Side::Remote, "span has the wrong length")),
         SpanKind::GzipMember => super::gzip::decode(None, input, out_len),
         SpanKind::Deflate { bits } => super::gzip::decode(Some((bits, window)), input, out_len),
+        SpanKind::ZstdFrames => super::zstd::decode(input, out_len),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0    "addnfsLI"                     magic
-//! 8    u32 version, u32 format        format: 0 tar, 1 tar+gzip
+//! 8    u32 version, u32 format        format: 0 tar, 1 tar+gzip, 2 tar+zstd
 //! 16   [32] digest of the blob        48 u64 its size    56 u64 decoded size    64 u64 size of the pack
 //! 72   7 x (u64 offset, u64 length)   the sections below, each a table of fixed records unless said otherwise
 //! 184  entries (48)  strings (bytes)  xattrs (16)  files (64)  extents (24)  spans (80)  windows (bytes)
@@ -70,6 +70,8 @@ pub enum Format {
     Tar,
     /// Tar in one or more gzip members.
     TarGzip,
+    /// Tar in one or more zstd frames.
+    TarZstd,
 }
 
 /// What the index says about a regular file's content.
@@ -93,6 +95,8 @@ pub(crate) enum SpanKind {
     GzipMember,
     /// Starts at a deflate block: `bits` of the first byte belong to it, and the window is needed.
     Deflate { bits: u8 },
+    /// Starts at the header of a zstd frame.
+    ZstdFrames,
 }
 
 /// A part of the decoded tar that can be decoded alone.
@@ -254,6 +258,7 @@ impl LayerIndex {
                 0 => SpanKind::Stored,
                 1 => SpanKind::GzipMember,
                 2 => SpanKind::Deflate { bits: *record.get(45)? },
+                3 => SpanKind::ZstdFrames,
                 _ => return None,
             },
             in_start: u64_at(record, 0),
@@ -347,6 +352,7 @@ impl LayerIndex {
         let format = match u32_at(body, 12) {
             0 => Format::Tar,
             1 => Format::TarGzip,
+            2 => Format::TarZstd,
             _ => return Err(damaged("unknown format")),
         };
         let mut sections = [(0, 0); SECTIONS];

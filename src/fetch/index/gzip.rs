@@ -60,10 +60,6 @@ impl GzipScanner {
         })
     }
 
-    pub(super) fn decoded(&self) -> u64 {
-        self.out_at
-    }
-
     pub(super) fn push(&mut self, mut input: &[u8], sink: Sink<'_>) -> Result<(), FetchError> {
         while let Some((&first, rest)) = input.split_first() {
             match self.state {
@@ -125,7 +121,7 @@ impl GzipScanner {
             self.member_end = self.in_at;
         } else if let (true, Some(bits)) = (long_enough, step.boundary) {
             let window = self.inflate.window().map_err(broken)?;
-            let window = zstd::bulk::compress(&window, WINDOW_LEVEL)
+            let window = ::zstd::bulk::compress(&window, WINDOW_LEVEL)
                 .map_err(|error| FetchError::storage("cannot compress a window", &error))?;
             let start = self.in_at - u64::from(bits > 0);
             self.checkpoint(SpanKind::Deflate { bits }, start, self.in_at, window, sink)?;
@@ -167,7 +163,7 @@ pub(super) fn decode(
     let mut wrap = if block.is_some() { Wrap::Raw } else { Wrap::Gzip };
     let mut inflate = Inflate::new(wrap).map_err(broken)?;
     if let Some((bits, window)) = block {
-        let window = zstd::bulk::decompress(window, WINDOW).map_err(|_| broken(Broken))?;
+        let window = ::zstd::bulk::decompress(window, WINDOW).map_err(|_| broken(Broken))?;
         let mut value = 0;
         if bits > 0 {
             let (&first, rest) = input.split_first().ok_or_else(|| broken(Broken))?;

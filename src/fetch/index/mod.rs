@@ -10,7 +10,7 @@
 //! | file | what |
 //! |---|---|
 //! | `tar`, `header`, `pax`, `sparse`, `path` | the tar walker, one foreign encoding a file |
-//! | `inflate`, `gzip`, `decode` | deflate with checkpoints, spans decoded at random |
+//! | `inflate`, `gzip`, `zstd`, `decode` | deflate with checkpoints, zstd by frames, spans decoded at random |
 //! | [`entry`], [`file`], [`build`] | the flat file: what it holds, reading, writing |
 //!
 //! Must not know of the store, of the network, nor of how layers are merged: whiteouts are names like any other.
@@ -26,6 +26,7 @@ mod path;
 mod pax;
 mod sparse;
 pub(crate) mod tar;
+mod zstd;
 
 pub use entry::{Entry, EntryKind, Xattrs};
 pub use file::{LayerIndex, VERSION as INDEX_VERSION};
