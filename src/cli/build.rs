@@ -4,6 +4,7 @@
 //! manifest in the layout, named by a tag. The same input gives the same digest: entries are sorted, owners are
 //! root, times are `SOURCE_DATE_EPOCH` or 0, and nothing of the host gets in but its platform where none is given.
 
+mod compress;
 mod image;
 mod layer;
 mod tree;
@@ -19,6 +20,7 @@ use crate::fetch::sink::{self, BlobContent};
 use crate::policy::addon::{self, AddonManifest};
 use crate::policy::image::{OCI_MANIFEST, Platform};
 use crate::policy::reference::{ImageRef, Location, PinnedRef};
+use compress::LayerFormat;
 use image::{Draft, Settings};
 use layer::BuiltLayer;
 
@@ -61,6 +63,9 @@ pub(crate) struct BuildArgs {
     /// An annotation of the manifest, such as org.opencontainers.image.revision; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     annotation: Vec<String>,
+    /// What the new layers are written as
+    #[arg(long = "format", value_name = "FORMAT", value_enum, default_value_t = LayerFormat::Gzip)]
+    layer_format: LayerFormat,
     /// The platform [default: this host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
@@ -69,7 +74,7 @@ pub(crate) struct BuildArgs {
     insecure: bool,
     /// Print the digest and the layers as JSON
     #[arg(short = 'o', value_name = "FORMAT", value_parser = ["json"])]
-    format: Option<String>,
+    output_format: Option<String>,
 }
 
 /// Runs the command.
@@ -98,9 +103,9 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     };
     let mut layers = Vec::new();
     if let Some(rootfs) = &args.rootfs {
-        layers.push((layer::pack(rootfs, "", created)?, "rootfs"));
+        layers.push((layer::pack(rootfs, "", created, args.layer_format)?, "rootfs"));
     }
-    layers.push((layer::pack(&args.dir, "addon", created)?, "addon"));
+    layers.push((layer::pack(&args.dir, "addon", created, args.layer_format)?, "addon"));
     for (built, what) in &layers {
         sink.put_blob(&built.descriptor, BlobContent::file(built.file.path())).await?;
         draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
@@ -197,7 +202,7 @@ fn annotations(args: &BuildArgs, manifest: &AddonManifest) -> anyhow::Result<Vec
 }
 
 fn report(args: &BuildArgs, image: PinnedRef, layers: &[(BuiltLayer, &str)]) {
-    if args.format.is_some() {
+    if args.output_format.is_some() {
         let layers: Vec<_> = layers
             .iter()
             .map(|(layer, what)| {

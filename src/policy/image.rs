@@ -26,6 +26,8 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a gzip-compressed OCI layer.
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// Media type of an OCI layer that is a plain tar archive.
+pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Media type of an OCI layer that is a zstd-compressed tar archive.
 pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 /// Media type of Docker's schema 2 manifest.
@@ -103,7 +105,7 @@ impl Descriptor {
     pub fn layer_kind(&self) -> LayerKind {
         let name = self.media_type.split(';').next().unwrap_or_default().trim();
         match name {
-            "application/vnd.oci.image.layer.v1.tar"
+            OCI_LAYER
             | "application/vnd.oci.image.layer.nondistributable.v1.tar"
             | "application/vnd.docker.image.rootfs.diff.tar" => LayerKind::Tar,
             OCI_LAYER_GZIP

@@ -16,12 +16,9 @@ use crate::fetch::sink::{BlobContent, BlobSink};
 use crate::fetch::source::BlobSource;
 use crate::policy::digest::Digest;
 use crate::policy::image::{
-    Descriptor, Document, ImageConfig, ImageManifest, LayerKind, MAX_CONFIG, OCI_CONFIG, OCI_LAYER_GZIP,
-    OCI_LAYER_ZSTD, OCI_MANIFEST, Platform, parse_document,
+    Descriptor, Document, ImageConfig, ImageManifest, LayerKind, MAX_CONFIG, OCI_CONFIG, OCI_LAYER,
+    OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST, Platform, parse_document,
 };
-
-/// The name of plain layers in OCI manifests.
-const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// What the command line says about the config.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! One layer: a folder as tar+gzip in a temporary file, with its digest and diff_id.
+//! One layer: a folder as a (compressed) tar archive in a temporary file, with its digest and diff_id.
 //!
 //! Plain ustar, with a PAX header where a name, a link or a size does not fit (POSIX.1-2017, `pax`).
 
@@ -8,14 +8,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use flate2::write::GzEncoder;
-use flate2::{Compression, GzBuilder};
 use tar::{EntryType, Header};
 use tempfile::NamedTempFile;
 
+use super::compress::{Compress, LayerFormat};
 use super::tree::{Entry, Kind, walk};
 use crate::policy::digest::{Digest, Hasher};
-use crate::policy::image::{Descriptor, OCI_LAYER_GZIP};
+use crate::policy::image::Descriptor;
 
 /// Length of the name and link fields of a ustar header.
 const NAME_FIELD: usize = 100;
@@ -25,9 +24,6 @@ const MAX_OCTAL_SIZE: u64 = 0o77_777_777_777;
 
 /// The mode of the folder that files are put under: its own would be an accident of how it was made.
 const PREFIX_MODE: u32 = 0o755;
-
-/// gzip's own default. Part of what makes a digest: changing it changes every digest.
-const LEVEL: u32 = 6;
 
 /// A layer in a temporary file.
 #[derive(Debug)]
@@ -40,16 +36,14 @@ pub(super) struct BuiltLayer {
     pub file: NamedTempFile,
 }
 
-type Archive = tar::Builder<Hashing<GzEncoder<Hashing<File>>>>;
+type Archive = tar::Builder<Hashing<Compress<Hashing<File>>>>;
 
 /// Packs the content of `root` under `prefix` (empty for `/`).
-pub(super) fn pack(root: &Path, prefix: &str, mtime: u64) -> anyhow::Result<BuiltLayer> {
+pub(super) fn pack(root: &Path, prefix: &str, mtime: u64, format: LayerFormat) -> anyhow::Result<BuiltLayer> {
     let entries = walk(root)?;
     let file = NamedTempFile::new().context("cannot make a temporary file for a layer")?;
-    let compressed = Hashing::new(file.reopen()?);
-    // Neither a name, a time nor the system goes into the gzip header.
-    let gzip = GzBuilder::new().operating_system(255).write(compressed, Compression::new(LEVEL));
-    let mut archive = tar::Builder::new(Hashing::new(gzip));
+    let blob = Hashing::new(file.reopen()?);
+    let mut archive = tar::Builder::new(Hashing::new(Compress::new(format, blob)?));
     if !prefix.is_empty() {
         let dir = Entry { path: prefix.into(), kind: Kind::Dir, mode: PREFIX_MODE };
         append(&mut archive, root, Path::new(""), &dir, mtime)?;
@@ -58,10 +52,10 @@ pub(super) fn pack(root: &Path, prefix: &str, mtime: u64) -> anyhow::Result<Buil
         append(&mut archive, root, Path::new(prefix), entry, mtime)
             .with_context(|| format!("cannot pack {}", root.join(&entry.path).display()))?;
     }
-    let (diff_id, _, gzip) = archive.into_inner()?.finish();
-    let (digest, size, _) = gzip.finish().context("cannot write a layer")?.finish();
+    let (diff_id, _, compress) = archive.into_inner()?.finish();
+    let (digest, size, _) = compress.finish().context("cannot write a layer")?.finish();
     let descriptor =
-        Descriptor { media_type: OCI_LAYER_GZIP.to_owned(), digest, size, annotations: Vec::new() };
+        Descriptor { media_type: format.media_type().to_owned(), digest, size, annotations: Vec::new() };
     Ok(BuiltLayer { descriptor, diff_id, file })
 }
 

@@ -44,6 +44,43 @@ fn unpack(layout: &str, to: &Path) {
     tool("umoci", &["unpack", "--image", layout, &to.display().to_string()]);
 }
 
+/// Compressed or not, the archive is the same, and other tools agree with what the config says of it.
+#[tokio::test]
+async fn every_format_is_the_same_archive_to_other_tools() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, layouts) = (temp.path().join("sample"), temp.path().join("layouts"));
+    sample(&dir);
+    let noise: Vec<u8> = (0..700_000_u32).flat_map(|n| n.wrapping_mul(n ^ 0x9e37).to_le_bytes()).collect();
+    std::fs::write(dir.join("noise"), noise).unwrap(); // several frames
+    let mut diff_ids = Vec::new();
+    for (format, suffix) in [("gzip", "+gzip"), ("zstd", "+zstd"), ("tar", "")] {
+        let mut digests = Vec::new();
+        for round in ["1", "2"] {
+            let layout = layouts.join(format!("{format}{round}")).display().to_string();
+            let words = [dir.to_str().unwrap(), "--output", &format!("oci:{layout}:v1"), "--format", format];
+            assert_eq!(built(&words).await, ExitCode::SUCCESS);
+            digests
+                .push(tool("skopeo", &["inspect", "--format", "{{.Digest}}", &format!("oci:{layout}:v1")]));
+        }
+        assert_eq!(digests[0], digests[1], "the same input, the same digest");
+        let image = format!("oci:{}:v1", layouts.join(format!("{format}1")).display());
+        let manifest: serde_json::Value =
+            serde_json::from_str(&tool("skopeo", &["inspect", "--raw", &image])).unwrap();
+        let media_type = manifest["layers"][0]["mediaType"].as_str().unwrap();
+        assert_eq!(media_type, format!("application/vnd.oci.image.layer.v1.tar{suffix}"));
+        // skopeo checks the diff_id of what it decompresses
+        let plain = format!("dir:{}", layouts.join(format!("{format}-plain")).display());
+        tool("skopeo", &["copy", "-q", "--dest-decompress", &image, &plain]);
+        let config: serde_json::Value =
+            serde_json::from_str(&tool("skopeo", &["inspect", "--config", "--raw", &image])).unwrap();
+        let diff_id = config["rootfs"]["diff_ids"][0].as_str().unwrap().to_owned();
+        let layer = layouts.join(format!("{format}-plain")).join(diff_id.trim_start_matches("sha256:"));
+        assert!(layer.exists(), "{format}: {}", layer.display());
+        diff_ids.push(diff_id);
+    }
+    assert!(diff_ids.iter().all(|id| *id == diff_ids[0]), "{diff_ids:?}");
+}
+
 #[tokio::test]
 async fn other_tools_read_what_is_built() {
     let temp = tempfile::tempdir().unwrap();
