@@ -48,7 +48,7 @@ impl Scene {
 
     /// A reader for this fault: only of a stalled registry it must lose patience.
     fn reader_for(&self, fault: &Fault) -> Arc<Registry> {
-        let options = if matches!(fault, Fault::Stall(_)) { hasty() } else { quick() };
+        let options = if matches!(fault, Fault::Stall(_) | Fault::Drip(_)) { hasty() } else { quick() };
         repository(&self.proxy.host(), "org/tools", &options)
     }
 
@@ -113,6 +113,7 @@ async fn trouble_that_passes_is_not_seen() {
         (Fault::Reset(Some(1000)), all),
         (Fault::Stall(None), all),
         (Fault::Stall(Some(1000)), all),
+        (Fault::Drip(1000), all),
         (Fault::OverLong(10), all),
         (Fault::html(), all),
         (Fault::ContentRange(None), &[Range, Stream]),
@@ -183,6 +184,7 @@ async fn trouble_that_lasts_is_told_by_its_class() {
         (Fault::Reset(None), Way::Blob, Class::Unavailable, 4),
         (Fault::Stall(None), Way::Range, Class::Unavailable, 4),
         (Fault::Stall(Some(10)), Way::Range, Class::Unavailable, 4),
+        (Fault::Drip(10), Way::Stream, Class::Unavailable, 4),
         (Fault::status(404), Way::Range, Class::NotFound, 1),
         (Fault::status(403), Way::Range, Class::Unauthorized, 1),
         (Fault::status(401), Way::Range, Class::Unauthorized, 1),
@@ -314,7 +316,7 @@ async fn a_push_survives_trouble() {
         proxy.fail(method, path, 1, fault.clone());
         let name = format!("push/{n}");
         let content = noise(n as u64 + 100, 100_000);
-        let options = if matches!(fault, Fault::Stall(_)) { hasty() } else { quick() };
+        let options = if matches!(fault, Fault::Stall(_) | Fault::Drip(_)) { hasty() } else { quick() };
         let (digest, layer) = fill(&repository(&proxy.host(), &name, &options), &content).await;
         assert!(proxy.all_happened(), "{fault:?}");
         let direct = registry.repository(&name);

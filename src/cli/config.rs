@@ -49,7 +49,7 @@ pub(crate) struct Config {
 pub(crate) struct Read {
     /// `deadline`: how long a read waits for the network before it answers ETIMEDOUT.
     pub deadline: Duration,
-    /// `stall_timeout`: how long no byte may arrive before a transfer is tried anew.
+    /// `stall_timeout`: the time in which less than 16 KiB of a body make a transfer be tried anew.
     pub stall_timeout: Duration,
 }
 

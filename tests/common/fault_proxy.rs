@@ -31,6 +31,8 @@ pub enum Fault {
     Reset(Option<usize>),
     /// Nothing more comes after so many bytes of the body; `None` is before the head.
     Stall(Option<usize>),
+    /// After so many bytes of the body, a byte comes every 20 ms.
+    Drip(usize),
     /// 307 to `to` plus `/presigned`, the path, and a query that looks signed.
     Redirect { to: String },
     /// `Content-Range` is replaced, or taken away.
@@ -237,6 +239,15 @@ async fn serve(mut client: TcpStream, upstream: u16, state: &Mutex<State>) -> io
             answer.set("Content-Length", Some(&all.to_string()));
             send_part(&mut client, &answer, length).await?;
             stall(client).await
+        }
+        Some(Fault::Drip(length)) => {
+            answer.set("Content-Length", Some(&all.to_string()));
+            send_part(&mut client, &answer, length).await?;
+            for byte in answer.body.iter().skip(length) {
+                client.write_all(&[*byte]).await?;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
         }
         Some(Fault::Flip(at)) => {
             if let Some(byte) = answer.body.get_mut(at) {

@@ -104,6 +104,12 @@ pub(super) fn stalled(what: &str, stall: Duration) -> FetchError {
     FetchError::new(Class::Unavailable, Side::Remote, message)
 }
 
+/// Something came in the time of a stall, and too little to go on.
+pub(super) fn dripping(what: &str, came: u64, stall: Duration) -> FetchError {
+    let message = format!("{what}: only {came} bytes from the registry in {stall:?}");
+    FetchError::new(Class::Unavailable, Side::Remote, message)
+}
+
 /// An error with its causes: reqwest's own words leave out the reason.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();

@@ -61,7 +61,7 @@ pub struct RegistryOptions {
     pub user_agent: String,
     /// The pools of connections, with the time that connecting may take.
     pub connections: Connections,
-    /// How long an answer or the next bytes of a body may take: 30 s by default.
+    /// How long an answer, or the next 16 KiB of a body, may take: 30 s by default.
     pub stall_timeout: Duration,
     /// How long a registry may be silent after the last byte of an upload, while it hashes and moves the blob:
     /// 10 minutes by default, for many gigabytes on slow storage.
