@@ -325,7 +325,7 @@ mod tests {
         let m = ImageManifest::parse(manifest().to_string().as_bytes()).unwrap();
         assert_eq!(m.layers.len(), 2);
         assert_eq!(m.layers[0].layer_kind(), LayerKind::TarGzip);
-        assert_eq!(m.layers[1].layer_kind(), LayerKind::Other);
+        assert_eq!(m.layers[1].layer_kind(), LayerKind::TarZstd);
         assert_eq!(m.annotations, [("z".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())]);
     }
 
