@@ -1,0 +1,103 @@
+//! Parsers of foreign bytes against a corpus and its mutations: the same every time, and quick. What breaks one is
+//! added to `tests/fuzz/corpus`.
+#![allow(clippy::unwrap_used)]
+
+#[path = "fuzz/targets.rs"]
+mod targets;
+
+use std::fs;
+use std::path::Path;
+
+use targets::TARGETS;
+
+/// Mutations of each seed.
+const ROUNDS: u64 = 1_500;
+
+/// Inputs that are files have their folder; archives and indexes are made, so that no binary has to be kept.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "tar" => ["gnu", "pax"].map(archive).to_vec(),
+        "layer_index" => {
+            let mut index = indexed(&archive("gnu"));
+            index.truncate(index.len() - 32);
+            vec![index]
+        }
+        _ => {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+            fs::read_dir(&folder).unwrap().map(|file| fs::read(file.unwrap().path()).unwrap()).collect()
+        }
+    }
+}
+
+/// Long names, a hole, links and a fifo, as GNU tar writes them.
+fn archive(format: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "n".repeat(140);
+    let script = format!(
+        "mkdir -p d && echo content > d/f && ln d/f d/hard && ln -s ../{long} d/soft && touch d/{long} && \
+         truncate -s 100000 d/hole && echo end >> d/hole && mkfifo d/fifo && tar -cS --format={format} --owner=1 --group=2 d"
+    );
+    let output =
+        std::process::Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+    assert!(output.stdout.len() > 5000, "{format}: {}", String::from_utf8_lossy(&output.stderr));
+    // two blocks of zeros end an archive; the rest only dilutes the mutations
+    let end = output.stdout.iter().rposition(|&byte| byte != 0).unwrap();
+    output.stdout[..(end / 512 + 3) * 512].to_vec()
+}
+
+fn indexed(tar: &[u8]) -> Vec<u8> {
+    addonfs::fetch::index::build::index_tar(tar).unwrap().as_bytes().to_vec()
+}
+
+/// xorshift64: the same run every time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit.max(1) as u64).unwrap()
+    }
+}
+
+fn mutated(seed: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for _ in 0..=random.below(4) {
+        let (at, len) = (random.below(bytes.len()), random.below(64));
+        let end = bytes.len().min(at + len);
+        match random.below(6) {
+            0 => bytes.truncate(at),
+            1 => drop(bytes.drain(at..end)),
+            2 => {
+                let part = bytes[at..end].to_vec();
+                bytes.splice(at..at, part);
+            }
+            3 => bytes[at..end].fill([0, 0xff, b'9', b'['][random.below(4)]),
+            _ if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+#[test]
+fn parsers_bear_mutations_of_what_they_accept() {
+    for (name, target) in TARGETS {
+        let seeds = seeds(name);
+        assert!(!seeds.is_empty(), "{name} has no corpus");
+        for (number, seed) in seeds.iter().enumerate() {
+            target(seed);
+            let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ number as u64);
+            for round in 0..ROUNDS {
+                let bytes = mutated(seed, &mut random);
+                let borne = std::panic::catch_unwind(|| target(&bytes));
+                assert!(
+                    borne.is_ok(),
+                    "{name}, seed {number}, round {round}: {:?}",
+                    bytes.escape_ascii().to_string()
+                );
+            }
+        }
+    }
+}

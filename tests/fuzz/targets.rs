@@ -1,0 +1,80 @@
+//! One function a parser of foreign bytes: it must return, and what it accepts must hold together.
+
+use addonfs::fetch::index::LayerIndex;
+use addonfs::fetch::index::build::index_tar;
+use addonfs::policy::addon::AddonManifest;
+use addonfs::policy::digest::Digest;
+use addonfs::policy::image::{ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
+use addonfs::policy::reference::ImageRef;
+use addonfs::policy::trust::simple_signing::Payload;
+
+/// A parser under its name; the corpus lies in a folder of that name.
+pub(crate) type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub(crate) const TARGETS: &[Target] = &[
+    ("tar", tar),
+    ("layer_index", layer_index),
+    ("addon_manifest", addon_manifest),
+    ("yaml", yaml),
+    ("image_document", image_document),
+    ("image_config", image_config),
+    ("signature_payload", signature_payload),
+    ("reference", reference),
+];
+
+fn tar(bytes: &[u8]) {
+    if let Ok(index) = index_tar(bytes) {
+        walk(&index);
+    }
+}
+
+/// The checksum is made right: it is the records behind it that a reader follows.
+fn layer_index(bytes: &[u8]) {
+    let mut sealed = bytes.to_vec();
+    sealed.extend(Digest::of(bytes).as_bytes());
+    if let Ok(index) = LayerIndex::from_bytes(sealed) {
+        walk(&index);
+    }
+}
+
+fn walk(index: &LayerIndex) {
+    for entry in (0..index.len()).filter_map(|at| index.entry(at)) {
+        assert!(entry.mtime_nsec < 1_000_000_000);
+        assert_eq!(entry.xattrs.iter().count(), entry.xattrs.len());
+    }
+}
+
+fn addon_manifest(bytes: &[u8]) {
+    if let Err(problems) = AddonManifest::parse(bytes) {
+        assert!(!problems.is_empty(), "refused without a reason");
+    }
+}
+
+fn yaml(bytes: &[u8]) {
+    let _ = addonfs::policy::yaml::parse(bytes);
+}
+
+fn image_document(bytes: &[u8]) {
+    for media_type in [OCI_MANIFEST, OCI_INDEX, ""] {
+        let _ = parse_document(media_type, bytes);
+    }
+}
+
+fn image_config(bytes: &[u8]) {
+    let _ = ImageConfig::parse(bytes);
+}
+
+fn signature_payload(bytes: &[u8]) {
+    let _ = Payload::parse(bytes);
+}
+
+/// What is printed is what was meant.
+fn reference(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(reference) = text.parse::<ImageRef>() {
+        let printed = reference.to_string();
+        let again = printed.parse::<ImageRef>();
+        assert_eq!(again.ok().as_ref(), Some(&reference), "{text:?} prints as {printed:?}");
+    }
+}
