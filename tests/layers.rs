@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use addonfs::fetch::error::{Class, FetchError};
 use addonfs::fetch::index::EntryKind;
-use addonfs::fetch::layer::{Layer, Progress, Read};
+use addonfs::fetch::layer::{Layer, Opening, Progress, Read};
 use addonfs::fetch::store::{Store, StoreOptions};
 use memory::{Fault, MemorySource};
 use proptest::prelude::*;
@@ -98,7 +98,7 @@ fn open(dir: &Path) -> Arc<Store> {
 
 async fn ingest(store: &Arc<Store>, source: &Arc<MemorySource>) -> Result<Layer, FetchError> {
     let progress = Progress::new(source.descriptor().size);
-    Layer::ingest(store, Arc::clone(source) as _, &source.descriptor(), &progress).await
+    Layer::open(store, Arc::clone(source) as _, &source.descriptor(), Opening::default(), &progress).await
 }
 
 async fn read(layer: &Layer, file: u32, offset: u64, len: u32) -> Result<Vec<u8>, FetchError> {

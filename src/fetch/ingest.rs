@@ -23,6 +23,7 @@ use super::index::build::{IndexBuilder, NewSpan, SpanBuilder, Summary};
 use super::index::decode::{Checkpoint, Event, Scanner};
 use super::index::file::Format;
 use super::index::tar::{Decoded, MemberKind, Walker};
+use super::index::{estargz, zstd_chunked};
 use super::source::BlobSource;
 use super::store::{Stage, Store};
 use crate::policy::digest::{Digest, Hasher};
@@ -63,10 +64,7 @@ pub(super) async fn ingest(
     progress: Option<&Progress>,
 ) -> Result<(), FetchError> {
     let stage = Stage::new(store)?;
-    let limit = store
-        .options()
-        .max_decoded
-        .unwrap_or_else(|| blob.size.saturating_mul(DECODED_RATIO).clamp(DECODED_LEAST, DECODED_MOST));
+    let limit = decoded_limit(store, blob);
     let (to_decoder, from_network) = tokio::sync::mpsc::channel(BLOB_PIECES);
     let (to_writer, from_decoder) = sync_channel(DECODED_PIECES);
     let decoding = {
@@ -95,6 +93,12 @@ pub(super) async fn ingest(
         }
     });
     Ok(())
+}
+
+/// Most bytes that `blob` may decode to.
+pub(super) fn decoded_limit(store: &Store, blob: &Descriptor) -> u64 {
+    let usual = || blob.size.saturating_mul(DECODED_RATIO).clamp(DECODED_LEAST, DECODED_MOST);
+    store.options().max_decoded.unwrap_or_else(usual)
 }
 
 /// A panic of a stage is an error of ours, not an end of the daemon.
@@ -163,6 +167,7 @@ fn decode(
     output: &SyncSender<Step>,
 ) -> Result<DecodedBlob, FetchError> {
     let (mut hasher, mut size, mut scanner) = (Hasher::new(), 0, Some(Scanner::new()));
+    let mut ending = Ending::default();
     let mut failure = stopped();
     let writer_gone = Cell::new(false);
     let send = |step| {
@@ -184,6 +189,7 @@ fn decode(
     };
     while let Some(piece) = input.blocking_recv() {
         hasher.update(&piece);
+        ending.add(&piece);
         size += piece.len() as u64;
         if size > blob.size {
             return Err(wrong_size(blob, "more"));
@@ -203,12 +209,35 @@ fn decode(
     }
     let content = match scanner {
         Some(scanner) => {
-            scanner.finish(sink).and_then(|(format, in_end)| send(Step::End { in_end }).map(|()| format))
+            let finished = scanner.finish(sink);
+            finished.and_then(|(format, in_end)| send(Step::End { in_end }).map(|()| ending.format(format)))
         }
         None => Err(failure),
     };
     let content = if writer_gone.get() { Ok(None) } else { content.map(Some) };
     Ok(DecodedBlob { content })
+}
+
+/// The last bytes of a blob, which say whether it is more than a tar in gzip or zstd.
+#[derive(Default)]
+struct Ending(Vec<u8>);
+
+impl Ending {
+    const LEN: usize =
+        if estargz::FOOTER > zstd_chunked::FOOTER { estargz::FOOTER } else { zstd_chunked::FOOTER };
+
+    fn add(&mut self, piece: &[u8]) {
+        self.0.extend_from_slice(piece.get(piece.len().saturating_sub(Self::LEN)..).unwrap_or_default());
+        self.0.drain(..self.0.len().saturating_sub(Self::LEN));
+    }
+
+    fn format(&self, decoded: Format) -> Format {
+        match decoded {
+            Format::TarGzip if estargz::footer(&self.0).is_some() => Format::EStargz,
+            Format::TarZstd if zstd_chunked::is_footer(&self.0) => Format::ZstdChunked,
+            other => other,
+        }
+    }
 }
 
 fn wrong_size(blob: &Descriptor, how: &str) -> FetchError {
@@ -293,6 +322,8 @@ impl Arriving {
             out_len: self.at - out_start,
             digest,
             window: checkpoint.window,
+            skip: 0,
+            entry: None,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use addonfs::fetch::layer::{Layer, Progress};
+use addonfs::fetch::layer::{Layer, Opening, Progress};
 use addonfs::fetch::layout::Layout;
 use addonfs::fetch::source::BlobSource;
 use addonfs::fetch::store::{Store, StoreOptions};
@@ -65,7 +65,11 @@ pub async fn open_from(
     let progress = Progress::new(0);
     let mut layers = Vec::new();
     for layer in &manifest.layers {
-        layers.push(Layer::ingest(store, Arc::clone(&source), layer, &progress).await.expect("layer"));
+        layers.push(
+            Layer::open(store, Arc::clone(&source), layer, Opening::default(), &progress)
+                .await
+                .expect("layer"),
+        );
     }
     if !tree.exists() {
         let indexes: Vec<_> = layers.iter().map(Layer::index).collect();

@@ -16,7 +16,7 @@ use crate::fetch::addon_manifest::{self, Place, Search};
 use crate::fetch::documents::Documents;
 use crate::fetch::error::FetchError;
 use crate::fetch::image::{self, ImageDocuments};
-use crate::fetch::layer::{Layer, Progress, Read};
+use crate::fetch::layer::{Layer, Opening, Progress, Read};
 use crate::fetch::registry::RegistryOptions;
 use crate::fetch::source::BlobSource;
 use crate::fetch::store::Store;
@@ -201,7 +201,11 @@ impl Acquisition<'_> {
         self.board.local_done(self.at);
         let progress = Arc::new(Progress::new(descriptor.size));
         self.board.fetching(self.at, &progress);
-        Ok(Layer::ingest(&self.rooms.store, Arc::clone(source), descriptor, &progress).await?)
+        Ok(Layer::open(&self.rooms.store, Arc::clone(source), descriptor, self.opening(), &progress).await?)
+    }
+
+    fn opening(&self) -> Opening<'_> {
+        Opening { tag: self.spec.image.tag.as_deref(), ..Opening::default() }
     }
 
     /// `pull_policy: never` takes what is in the store; `addonfs pull` is a person's word against it.
@@ -252,8 +256,14 @@ impl Acquisition<'_> {
             .map(|index| {
                 let (source, progress) = (Arc::clone(source), Arc::clone(&progress));
                 async move {
-                    let layer =
-                        Layer::ingest(&self.rooms.store, source, &descriptors[index], &progress).await?;
+                    let layer = Layer::open(
+                        &self.rooms.store,
+                        source,
+                        &descriptors[index],
+                        self.opening(),
+                        &progress,
+                    )
+                    .await?;
                     Ok::<_, FetchError>((index, layer))
                 }
             })

@@ -37,6 +37,8 @@ pub(crate) struct NewSpan {
     pub out_len: u64,
     pub digest: Digest,
     pub window: Vec<u8>,
+    pub skip: u32,
+    pub entry: Option<u32>,
 }
 
 /// The entries and files of an index being made.
@@ -130,12 +132,7 @@ impl IndexBuilder {
         let mut header = Vec::with_capacity(HEADER);
         header.extend(MAGIC);
         header.extend(VERSION.to_le_bytes());
-        let format: u32 = match summary.format {
-            Format::Tar => 0,
-            Format::TarGzip => 1,
-            Format::TarZstd => 2,
-        };
-        header.extend(format.to_le_bytes());
+        header.extend(summary.format.code().to_le_bytes());
         header.extend(summary.layer.as_bytes());
         let sizes = [summary.blob_size, summary.decoded_size, summary.pack_size];
         header.extend(sizes.map(u64::to_le_bytes).concat());
@@ -194,6 +191,8 @@ impl SpanBuilder {
         record.extend(window_len.to_le_bytes());
         record.extend([kind, bits, 0, 0]);
         record.extend(span.digest.as_bytes());
+        let entry = span.entry.map_or(Some(0), |entry| entry.checked_add(1)).ok_or_else(too_large)?;
+        record.extend([span.skip, entry].map(u32::to_le_bytes).concat());
         self.spans.append(&record)
     }
 }
@@ -261,6 +260,8 @@ pub fn index_tar(tar: &[u8]) -> Result<LayerIndex, FetchError> {
             out_len: size,
             digest: layer,
             window: Vec::new(),
+            skip: 0,
+            entry: None,
         })?;
     }
     let summary = Summary { layer, blob_size: size, decoded_size: size, pack_size: 0, format: Format::Tar };

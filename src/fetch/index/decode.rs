@@ -16,6 +16,10 @@ pub(super) const GZIP_SPAN: u64 = 2 << 20;
 /// Spans of plain layers: nothing is decoded and no window kept, so only the digest (32 bytes) limits them.
 const TAR_SPAN: u64 = 1 << 20;
 
+/// Larger spans are not decoded in memory; their layer is fetched whole again. They come from encoders that write
+/// one endless deflate block (zlib-ng at level 1).
+pub(crate) const MAX_SPAN: u64 = 64 << 20;
+
 /// Decoded bytes travel in pieces of this size.
 pub(super) const PIECE: usize = 256 << 10;
 
@@ -116,18 +120,20 @@ fn push_tar(at: &mut u64, mut input: &[u8], sink: Sink<'_>) -> Result<(), FetchE
     Ok(())
 }
 
-/// Decodes one span from exactly its bytes of the blob. `window` is the compressed one of the index.
+/// Decodes one span from exactly its bytes of the blob. `window` is the compressed one of the index. What follows the
+/// `out_len` bytes in `input` is decoded, too, as far as it goes and up to `more` bytes.
 pub(crate) fn decode_span(
     kind: SpanKind,
     input: &[u8],
     window: &[u8],
     out_len: usize,
+    more: usize,
 ) -> Result<Vec<u8>, FetchError> {
     match kind {
         SpanKind::Stored if input.len() == out_len => Ok(input.to_vec()),
         SpanKind::Stored => Err(FetchError::corrupt(Side::Remote, "span has the wrong length")),
-        SpanKind::GzipMember => super::gzip::decode(None, input, out_len),
-        SpanKind::Deflate { bits } => super::gzip::decode(Some((bits, window)), input, out_len),
-        SpanKind::ZstdFrames => super::zstd::decode(input, out_len),
+        SpanKind::GzipMember => super::gzip::decode(None, input, out_len, more),
+        SpanKind::Deflate { bits } => super::gzip::decode(Some((bits, window)), input, out_len, more),
+        SpanKind::ZstdFrames => super::zstd::decode(input, out_len, more),
     }
 }

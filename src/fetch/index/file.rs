@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! 0    "addnfsLI"                     magic
-//! 8    u32 version, u32 format        format: 0 tar, 1 tar+gzip, 2 tar+zstd
+//! 8    u32 version, u32 format        format: 0 tar, 1 tar+gzip, 2 tar+zstd, 3 eStargz, 4 zstd:chunked
 //! 16   [32] digest of the blob        48 u64 its size    56 u64 decoded size    64 u64 size of the pack
 //! 72   7 x (u64 offset, u64 length)   the sections below, each a table of fixed records unless said otherwise
-//! 184  entries (48)  strings (bytes)  xattrs (16)  files (64)  extents (24)  spans (80)  windows (bytes)
+//! 184  entries (48)  strings (bytes)  xattrs (16)  files (64)  extents (24)  spans (88)  windows (bytes)
 //! end  [32] sha256 of everything before
 //! ```
 //! Opening proves the digest and checks every record once (about 3 ms for 30,000 entries), so that damage on disk is an error at
 //! open, and everything later is plain lookups that stay inside the mapping whatever they find. The design
 //! asked for an opening in constant time; a checksum per section would defer the same work to the first `ls`.
 //! An unknown version is refused: the layer is then indexed again.
+//!
+//! An index that was made from a table of contents (`toc`) has one span a chunk. Its *decoded tar* is then only the
+//! chunks, one after the other: the headers between them are nobody's content.
 
 use std::fs::File;
 use std::path::Path;
@@ -24,7 +27,7 @@ use crate::policy::digest::Digest;
 pub(super) const MAGIC: &[u8; 8] = b"addnfsLI";
 /// The version of layer indexes. Raise it with every change of the layout, and of which files a layer has: merged trees
 /// name files by their number in the index.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub(super) const HEADER: usize = 184;
 const SECTIONS_AT: usize = 72;
 const DIGEST: usize = 32;
@@ -55,7 +58,7 @@ impl Section {
             Self::Xattrs => 16,
             Self::Files => 64,
             Self::Extents => 24,
-            Self::Spans => 80,
+            Self::Spans => 88,
         }
     }
 
@@ -72,6 +75,29 @@ pub enum Format {
     TarGzip,
     /// Tar in one or more zstd frames.
     TarZstd,
+    /// Tar+gzip with a table of contents, in a member for each chunk (stargz-snapshotter `docs/estargz.md`).
+    EStargz,
+    /// Tar+zstd with a table of contents, in a frame for each chunk, of either dialect.
+    ZstdChunked,
+}
+
+impl Format {
+    const ALL: [Self; 5] = [Self::Tar, Self::TarGzip, Self::TarZstd, Self::EStargz, Self::ZstdChunked];
+
+    pub(super) const fn code(self) -> u32 {
+        self as u32
+    }
+
+    fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(code).ok()?).copied()
+    }
+
+    /// Whether an entry belongs to the format and not to the layer: eStargz's table of contents and its marks of
+    /// what to fetch ahead, which stargz's zstd:chunked has, too.
+    pub(crate) fn hides(self, path: &[u8]) -> bool {
+        matches!(self, Self::EStargz | Self::ZstdChunked)
+            && matches!(path, b"stargz.index.json" | b".prefetch.landmark" | b".no.prefetch.landmark")
+    }
 }
 
 /// What the index says about a regular file's content.
@@ -111,6 +137,10 @@ pub(crate) struct Span {
     pub out_len: u64,
     /// Of the decoded bytes.
     pub digest: Digest,
+    /// Decoded bytes before it in the same member or frame, which belong to other spans.
+    pub skip: u32,
+    /// Of a span that is a chunk of a file: the number of that file's entry.
+    pub entry: Option<u32>,
     pub(super) window_offset: u64,
     pub(super) window_len: u32,
 }
@@ -166,6 +196,11 @@ impl LayerIndex {
         self.decoded_size
     }
 
+    /// The size of the layer's pack, in which its small files lie one after the other.
+    pub(crate) fn pack_size(&self) -> u64 {
+        self.pack_size
+    }
+
     /// How the blob is encoded.
     pub fn format(&self) -> Format {
         self.format
@@ -181,9 +216,10 @@ impl LayerIndex {
         self.len() == 0
     }
 
-    /// The entries, in tar order.
+    /// The entries, in tar order, without those that are only of the format (eStargz's table of contents).
     pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
-        (0..self.len()).map_while(|at| self.entry(at))
+        let all = (0..self.len()).map_while(|at| self.entry(at));
+        all.filter(|entry| !self.format.hides(entry.path))
     }
 
     /// The entry number `at`, in tar order.
@@ -268,6 +304,8 @@ impl LayerIndex {
             window_offset: u64_at(record, 32),
             window_len: u32_at(record, 40),
             digest: digest_at(record, 48),
+            skip: u32_at(record, 80),
+            entry: u32_at(record, 84).checked_sub(1),
         })
     }
 
@@ -349,12 +387,7 @@ impl LayerIndex {
         if !Digest::from_bytes(*digest).matches(body) {
             return Err(damaged("checksum does not match"));
         }
-        let format = match u32_at(body, 12) {
-            0 => Format::Tar,
-            1 => Format::TarGzip,
-            2 => Format::TarZstd,
-            _ => return Err(damaged("unknown format")),
-        };
+        let format = Format::from_code(u32_at(body, 12)).ok_or_else(|| damaged("unknown format"))?;
         let mut sections = [(0, 0); SECTIONS];
         for (section, slot) in Section::ALL.into_iter().zip(&mut sections) {
             let at = SECTIONS_AT + 16 * section as usize;
@@ -410,7 +443,8 @@ impl LayerIndex {
                 let window = self.window(&span).len() == span.window_len as usize;
                 let bits = !matches!(span.kind, SpanKind::Deflate { bits } if bits > 7);
                 let inside = span.in_start <= span.in_end && span.in_end <= self.blob_size;
-                follows && window && bits && inside
+                let entry = span.entry.is_none_or(|entry| (entry as usize) < self.len());
+                follows && window && bits && inside && entry
             })
         }) && end == self.decoded_size
     }

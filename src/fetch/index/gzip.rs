@@ -154,11 +154,13 @@ impl GzipScanner {
     }
 }
 
-/// Decodes exactly `out_len` bytes from a member's start, or from a block with its bits and compressed window.
+/// Decodes `out_len` bytes from a member's start, or from a block with its bits and compressed window; and up to `more`
+/// bytes of what follows, as far as `input` goes.
 pub(super) fn decode(
     block: Option<(u8, &[u8])>,
     mut input: &[u8],
     out_len: usize,
+    more: usize,
 ) -> Result<Vec<u8>, FetchError> {
     let mut wrap = if block.is_some() { Wrap::Raw } else { Wrap::Gzip };
     let mut inflate = Inflate::new(wrap).map_err(broken)?;
@@ -171,10 +173,14 @@ pub(super) fn decode(
         }
         inflate.resume(bits, value as u8, &window).map_err(broken)?;
     }
-    let (mut out, mut filled) = (vec![0; out_len], 0);
-    while filled < out_len {
+    let (mut out, mut filled) = (vec![0; out_len + more], 0);
+    while filled < out.len() {
         let room = out.get_mut(filled..).unwrap_or_default();
-        let step = inflate.step(input, room, false).map_err(broken)?;
+        let step = match inflate.step(input, room, false) {
+            Ok(step) => step,
+            Err(_) if filled >= out_len => break,
+            Err(error) => return Err(broken(error)),
+        };
         input = input.get(step.consumed..).unwrap_or_default();
         filled += step.produced;
         if step.end {
@@ -183,13 +189,16 @@ pub(super) fn decode(
             input = input.get(trailer..).unwrap_or_default();
             wrap = Wrap::Gzip;
             inflate.reset(wrap).map_err(broken)?;
-        } else if step.consumed == 0 && step.produced == 0 {
-            return Err(broken(Broken));
         }
-        if step.end && input.is_empty() && filled < out_len {
-            return Err(broken(Broken));
+        let stands = step.consumed == 0 && step.produced == 0 && !step.end;
+        if stands || step.end && input.is_empty() {
+            break;
         }
     }
+    if filled < out_len {
+        return Err(broken(Broken));
+    }
+    out.truncate(filled);
     Ok(out)
 }
 
@@ -241,7 +250,7 @@ mod tests {
             let in_end = next.map_or(end, |(next, _)| next.in_end_before);
             let out_end = next.map_or(content.len(), |(_, out_start)| *out_start);
             let input = &blob[usize::try_from(start.in_start).unwrap()..usize::try_from(in_end).unwrap()];
-            let span = decode_span(start.kind, input, &start.window, out_end - out_start).unwrap();
+            let span = decode_span(start.kind, input, &start.window, out_end - out_start, 0).unwrap();
             assert!(span == content[*out_start..out_end], "span {at} differs");
         }
         starts.len()
@@ -306,9 +315,9 @@ mod tests {
         let content = content(4 << 20);
         let blob = gzip(&content, 6);
         for (bits, window) in [(0, &b""[..]), (7, b"not zstd"), (9, b"")] {
-            assert!(decode(Some((bits, window)), &blob[..1000], 5000).is_err());
+            assert!(decode(Some((bits, window)), &blob[..1000], 5000, 0).is_err());
         }
-        assert!(decode(None, &[], 1).is_err());
-        assert!(decode(None, &blob[..1000], 3 << 20).is_err());
+        assert!(decode(None, &[], 1, 0).is_err());
+        assert!(decode(None, &blob[..1000], 3 << 20, 0).is_err());
     }
 }

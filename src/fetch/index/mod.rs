@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `tar`, `header`, `pax`, `sparse`, `path` | the tar walker, one foreign encoding a file |
 //! | `inflate`, `gzip`, `zstd`, `decode` | deflate with checkpoints, zstd by frames, spans decoded at random |
+//! | `toc`, `estargz`, `zstd_chunked` | an index from a table of contents, without the layer's bytes |
 //! | [`entry`], [`file`], [`build`] | the flat file: what it holds, reading, writing |
 //!
 //! Must not know of the store, of the network, nor of how layers are merged: whiteouts are names like any other.
@@ -18,6 +19,7 @@
 pub mod build;
 pub(crate) mod decode;
 pub mod entry;
+pub(crate) mod estargz;
 pub mod file;
 mod gzip;
 mod header;
@@ -26,7 +28,9 @@ mod path;
 mod pax;
 mod sparse;
 pub(crate) mod tar;
+pub(crate) mod toc;
 mod zstd;
+pub(crate) mod zstd_chunked;
 
 pub use entry::{Entry, EntryKind, Xattrs};
 pub use file::{LayerIndex, VERSION as INDEX_VERSION};

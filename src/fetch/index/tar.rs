@@ -17,7 +17,7 @@ use crate::fetch::error::{FetchError, Side};
 const MAX_SPECIAL: u64 = 1 << 20;
 
 /// Most entries of a layer. The largest known images have under a million files in all.
-const MAX_ENTRIES: u64 = 10_000_000;
+pub(super) const MAX_ENTRIES: u64 = 10_000_000;
 
 /// Decoded bytes in order. An empty slice is the end.
 pub(crate) trait Decoded {
@@ -380,7 +380,7 @@ impl<I: Decoded> Walker<I> {
 }
 
 /// A symlink's target: kept as written, but it must be one that symlink(2) takes.
-fn symlink_target(target: Vec<u8>) -> Result<Vec<u8>, &'static str> {
+pub(super) fn symlink_target(target: Vec<u8>) -> Result<Vec<u8>, &'static str> {
     match target.len() {
         0 => Err("symlink without a target"),
         n if n >= path::MAX_PATH => Err("symlink target is longer than 4095 bytes"),

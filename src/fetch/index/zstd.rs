@@ -162,18 +162,27 @@ fn decoder() -> Result<Decoder<'static>, FetchError> {
     Decoder::new().map_err(|error| FetchError::storage("cannot make a zstd decoder", &error))
 }
 
-/// Decodes exactly `out_len` bytes from the start of a frame, over as many frames as it takes.
-pub(super) fn decode(mut input: &[u8], out_len: usize) -> Result<Vec<u8>, FetchError> {
+/// Decodes `out_len` bytes from the start of a frame, over as many frames as it takes; and up to `more` bytes of what
+/// follows, as far as `input` goes.
+pub(super) fn decode(mut input: &[u8], out_len: usize, more: usize) -> Result<Vec<u8>, FetchError> {
     let mut decoder = decoder()?;
-    let (mut out, mut filled) = (vec![0; out_len], 0);
-    while filled < out_len {
-        let done = step(&mut decoder, input, out.get_mut(filled..).unwrap_or_default())?;
+    let (mut out, mut filled) = (vec![0; out_len + more], 0);
+    while filled < out.len() {
+        let done = match step(&mut decoder, input, out.get_mut(filled..).unwrap_or_default()) {
+            Ok(done) => done,
+            Err(_) if filled >= out_len => break,
+            Err(error) => return Err(error),
+        };
         input = input.get(done.bytes_read..).unwrap_or_default();
         filled += done.bytes_written;
         if done.bytes_read == 0 && done.bytes_written == 0 {
-            return Err(broken("a span is shorter than it should be"));
+            break;
         }
     }
+    if filled < out_len {
+        return Err(broken("a span is shorter than it should be"));
+    }
+    out.truncate(filled);
     Ok(out)
 }
 
@@ -221,7 +230,7 @@ mod tests {
             let in_end = next.map_or(end, |(next, _)| next.in_end_before);
             let out_end = next.map_or(content.len(), |(_, out_start)| *out_start);
             let input = &blob[usize::try_from(start.in_start).unwrap()..usize::try_from(in_end).unwrap()];
-            let span = decode_span(start.kind, input, &start.window, out_end - out_start).unwrap();
+            let span = decode_span(start.kind, input, &start.window, out_end - out_start, 0).unwrap();
             assert!(span == content[*out_start..out_end], "span {at} differs");
         }
         (starts.len(), usize::try_from(end).unwrap())
@@ -293,8 +302,8 @@ mod tests {
             let pushed = scanner.push(&bad, sink);
             assert!(pushed.and_then(|()| scanner.finish(sink)).is_err(), "{what}");
         }
-        assert!(decode(&[], 1).is_err());
-        assert!(decode(&blob[..1000], 300_000).is_err());
-        assert!(decode(&blob, 300_001).is_err());
+        assert!(decode(&[], 1, 0).is_err());
+        assert!(decode(&blob[..1000], 300_000, 0).is_err());
+        assert!(decode(&blob, 300_001, 0).is_err());
     }
 }

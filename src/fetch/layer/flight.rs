@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, Shared};
 
 use super::{Inner, Wanted};
 use crate::fetch::error::{Class, FetchError, Side};
-use crate::fetch::index::decode::decode_span;
+use crate::fetch::index::decode::MAX_SPAN;
 use crate::fetch::index::file::FileRecord;
 use crate::fetch::store::LARGE_FILE;
 use crate::fetch::verified::VerifiedBytes;
@@ -27,10 +27,6 @@ pub(super) const REQUESTS: usize = 16;
 /// The longest that one range may take. Retries end long before it; it is for bytes that drip just fast enough not
 /// to be called a stall, because everybody who wants the span waits for this one flight. 8 MiB need 14 KiB/s.
 const MAX_FLIGHT: Duration = Duration::from_secs(600);
-
-/// Larger spans are not decoded in memory; their layer is fetched whole again. They come from encoders that write
-/// one endless deflate block (zlib-ng at level 1).
-const MAX_SPAN: u64 = 64 << 20;
 
 /// Proven spans by number.
 pub(super) type Spans = HashMap<usize, Bytes>;
@@ -133,7 +129,7 @@ impl Inner {
                 return Err(FetchError::new(Class::Protocol, Side::Remote, what));
             }
             let (inner, group) = (Arc::clone(self), group.clone());
-            let decoding = tokio::task::spawn_blocking(move || inner.decode(group, start, &blob));
+            let decoding = tokio::task::spawn_blocking(move || inner.land(group, start, &blob));
             match decoding.await.unwrap_or_else(|_| Err(interrupted())) {
                 Err(error) if error.class == Class::Corrupt => {
                     tracing::warn!(layer = %self.blob.digest, %error, "wrong bytes from the registry");
@@ -148,26 +144,6 @@ impl Inner {
     fn dripping(&self) -> FetchError {
         let what = format!("layer {}: a range took longer than {MAX_FLIGHT:?}", self.blob.digest);
         FetchError::new(Class::Unavailable, Side::Remote, what)
-    }
-
-    /// Decodes a group from its bytes of the blob, which begin at `start`.
-    fn decode(&self, group: Range<usize>, start: u64, blob: &Bytes) -> Result<Spans, FetchError> {
-        let mut spans = Spans::new();
-        for number in group {
-            let Some(span) = self.index.span(number) else { continue };
-            let (from, to) = ((span.in_start - start) as usize, (span.in_end - start) as usize);
-            let input = blob.get(from..to).unwrap_or_default();
-            let out_len = usize::try_from(span.out_len).unwrap_or(usize::MAX);
-            let context = || format!("layer {}, span {number}", self.blob.digest);
-            let decoded = decode_span(span.kind, input, self.index.window(&span), out_len)
-                .and_then(|bytes| VerifiedBytes::check(Bytes::from(bytes), &span.digest))
-                .map_err(|error| error.context(context()))?;
-            if let Err(error) = self.store.put_chunk(&span.digest, decoded.as_bytes()) {
-                tracing::warn!(%error, "fetched content is not kept");
-            }
-            spans.insert(number, decoded.as_bytes().clone());
-        }
-        Ok(spans)
     }
 
     /// Fetches the whole layer again, because it cannot be read in parts, and answers from the store.

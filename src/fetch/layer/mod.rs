@@ -10,23 +10,27 @@
 //! | this | known, ingested, read, backing |
 //! | `local` | what the store can answer |
 //! | `flight` | fetching spans, once each |
+//! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
 //! | `assemble` | making a large file whole again |
 //!
 //! Must not know of FUSE nor of how layers are merged.
 
 mod assemble;
 mod flight;
+mod headers;
+mod landing;
 mod local;
 
 pub(in crate::fetch) use flight::Flights;
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
+use super::bound_toc::{self, BoundToc};
 use super::error::{Class, FetchError, Side};
 use super::index::LayerIndex;
 use super::index::file::FileRecord;
@@ -35,6 +39,25 @@ use super::source::BlobSource;
 use super::store::{Found, LARGE_FILE, Store};
 use super::verified::VerifiedBytes;
 use crate::policy::image::Descriptor;
+
+/// How a layer that was not indexed before is to be had.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
+    /// The image's tag, if it has one: a table of contents may be in an image named after it.
+    pub tag: Option<&'a str>,
+    /// Blobs up to so many bytes are fetched whole even if they could be read by ranges.
+    pub whole_up_to: u64,
+}
+
+impl Default for Opening<'_> {
+    /// No tag, 768 KiB.
+    fn default() -> Self {
+        Self { tag: None, whole_up_to: SMALL_BLOB }
+    }
+}
+
+/// A table of contents and a first chunk are three round trips, 60 ms on a fair line, in which 100 Mbit/s bring this much.
+const SMALL_BLOB: u64 = 768 << 10;
 
 /// Most bytes one [`Layer::read`] returns; the kernel asks for 1 MiB at most.
 const MAX_READ: u64 = 16 << 20;
@@ -69,6 +92,8 @@ struct Inner {
     index: LayerIndex,
     /// Requests under way.
     requests: Semaphore,
+    /// Why nothing of the layer is read any more: its table of contents and its tar disagree.
+    refused: OnceLock<String>,
 }
 
 /// A part of a file that was asked for, clamped to what there is.
@@ -114,28 +139,61 @@ impl Layer {
         };
         store.touch_layer(&blob.digest);
         let requests = Semaphore::new(flight::REQUESTS);
-        let inner = Inner { store: Arc::clone(store), source, blob: blob.clone(), index, requests };
+        let inner = Inner {
+            store: Arc::clone(store),
+            source,
+            blob: blob.clone(),
+            index,
+            requests,
+            refused: OnceLock::new(),
+        };
         Ok(Some(Self(Arc::new(inner))))
     }
 
-    /// The layer, fetched and indexed unless it was before. Of several callers one fetches, the others wait.
-    /// Dropping the future ends the fetch and leaves nothing behind.
-    pub async fn ingest(
+    /// The layer, indexed unless it was before: from the table of contents that its descriptor binds, or from the whole
+    /// blob, fetched. Of several callers one fetches, the others wait. Dropping the future ends the fetch and leaves
+    /// nothing behind.
+    pub async fn open(
         store: &Arc<Store>,
         source: Arc<dyn BlobSource>,
         blob: &Descriptor,
+        opening: Opening<'_>,
         progress: &Progress,
     ) -> Result<Self, FetchError> {
         let turn = store.ingest_turn(&blob.digest);
         let _turn = turn.lock().await;
+        let count = || progress.done.fetch_add(blob.size, std::sync::atomic::Ordering::Relaxed);
         if let Some(layer) = Self::known(store, Arc::clone(&source), blob)? {
-            progress.done.fetch_add(blob.size, std::sync::atomic::Ordering::Relaxed);
+            count();
             return Ok(layer);
         }
-        super::ingest::ingest(store, &source, blob, Some(progress)).await?;
+        if Self::index_by_table(store, &source, blob, opening).await? {
+            count();
+        } else {
+            super::ingest::ingest(store, &source, blob, Some(progress)).await?;
+        }
         Self::known(store, source, blob)?.ok_or_else(|| {
             FetchError::new(Class::Storage, Side::Local, format!("the index of {} is gone", blob.digest))
         })
+    }
+
+    /// Indexes the layer by its table of contents, if it has one that does.
+    async fn index_by_table(
+        store: &Arc<Store>,
+        source: &Arc<dyn BlobSource>,
+        blob: &Descriptor,
+        opening: Opening<'_>,
+    ) -> Result<bool, FetchError> {
+        let bound = BoundToc::of(blob).filter(|_| blob.size > opening.whole_up_to);
+        let Some(bound) = bound else { return Ok(false) };
+        match bound_toc::index(store, source, blob, &bound, opening.tag).await {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.class, Class::Corrupt | Class::Protocol | Class::NotFound) => {
+                tracing::warn!(layer = %blob.digest, %error, "it is fetched whole");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What is in the layer.
@@ -156,6 +214,10 @@ impl Layer {
             let error = FetchError::new(Class::NotFound, Side::Local, what);
             return Read::Pending(std::future::ready(Err(error)).boxed());
         };
+        if let Some(reason) = self.0.refused.get() {
+            let error = FetchError::corrupt(Side::Remote, format!("layer {}: {reason}", self.0.blob.digest));
+            return Read::Pending(std::future::ready(Err(error)).boxed());
+        }
         let len = u64::from(len).min(record.size.saturating_sub(offset)).min(MAX_READ);
         let wanted = Wanted { file: record, offset, len };
         match self.0.local(&wanted) {
@@ -167,7 +229,8 @@ impl Layer {
     /// The plain file with the content of file number `file`, for the kernel to read itself, if the file is large
     /// enough for that and all of it is here and proven. `None` can become `Some` later.
     pub fn backing(&self, file: u32) -> Option<Arc<File>> {
-        let record = self.0.index.file(file).filter(|record| record.size >= LARGE_FILE)?;
+        let sound = self.0.refused.get().is_none();
+        let record = self.0.index.file(file).filter(|record| sound && record.size >= LARGE_FILE)?;
         match self.0.store.find(&record.digest, record.size, true) {
             Found::Proven(whole) => Some(Arc::clone(whole.file())),
             Found::Unproven => {

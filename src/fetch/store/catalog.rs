@@ -144,6 +144,12 @@ impl Catalog {
         }
     }
 
+    /// Records that an item takes `bytes` more than before; its file is written in place.
+    pub(super) fn grow(&mut self, kind: Kind, digest: &Digest, bytes: u64) {
+        let before = self.get(kind, digest).map_or(0, |item| item.size);
+        self.put(kind, digest, before + bytes, None);
+    }
+
     pub(super) fn remove(&mut self, kind: Kind, digest: &Digest) {
         if let Some(item) = self.items.remove(&(kind, *digest)) {
             self.total -= item.size;
@@ -241,8 +247,10 @@ fn scan(root: &Path, kind: Kind) -> Vec<(Digest, u64)> {
     };
     let item = |path: PathBuf| {
         let digest = Digest::from_hex(path.file_name()?.to_str()?)?;
-        let size = fs::symlink_metadata(root.join(kind.relative(&digest))).ok()?.len();
-        Some((digest, size))
+        let metadata = fs::symlink_metadata(root.join(kind.relative(&digest))).ok()?;
+        // A pack can be sparse (a block of stat(2) has 512 bytes).
+        let size = if kind == Kind::Pack { metadata.blocks() * 512 } else { metadata.len() };
+        Some((digest, size.min(metadata.len())))
     };
     paths.into_iter().filter_map(item).collect()
 }

@@ -1,7 +1,7 @@
 //! Large files, whole: what the kernel may read itself.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::catalog::Stamp;
 use super::{Kind, Store, Verify};
+use crate::fetch::error::FetchError;
 use crate::policy::digest::{Digest, Hasher};
 
 /// Files up to this size are hashed on the thread that asks; larger ones where waiting does not stop others
@@ -77,6 +78,18 @@ impl Store {
             return Found::Unproven;
         }
         self.prove(content).map_or(Found::Missing, Found::Proven)
+    }
+
+    /// Keeps a large file that was checked against `digest`, whole.
+    pub(crate) fn put_file(&self, digest: &Digest, bytes: &Bytes) -> Result<(), FetchError> {
+        self.recent().put(digest, bytes);
+        if self.unchanged(digest) || bytes.len() as u64 > self.options.quota_bytes {
+            return Ok(());
+        }
+        self.make_room(bytes.len() as u64);
+        let mut file = self.temporary()?;
+        file.write_all(bytes).map_err(|error| FetchError::storage("cannot write to the cache", &error))?;
+        self.adopt(Kind::File, digest, file.path())
     }
 
     /// Hashes a large file unless somebody just did; what does not match is removed. Blocks for about 0.6 s a GiB
