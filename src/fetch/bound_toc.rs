@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `containerd.io/snapshot/stargz/toc.digest` | the JSON (eStargz; stargz-snapshotter `docs/estargz.md`) |
 //! | `io.github.containers.zstd-chunked.manifest-checksum` and `…-position` | the compressed JSON (c/storage) |
-//! | `io.containers.zstd-chunked.manifest-checksum` and `…-position` | the compressed JSON (stargz's dialect) |
+//! | `io.containers.zstd-chunked.manifest-checksum` and `…-position` | the compressed JSON (stargz's dialect, and c/storage's before 2022) |
+//!
+//! stargz writes the first beside the last: then both must hold.
 //!
 //! A table that is wrong or cannot be used leaves nothing; the layer can still be fetched whole, which proves it by its
 //! own digest.
@@ -31,7 +33,8 @@ use crate::policy::digest::{Digest, Hasher};
 use crate::policy::image::{Descriptor, Document, parse_document};
 
 const ESTARGZ: &str = "containerd.io/snapshot/stargz/toc.digest";
-const CHUNKED: [&str; 2] = ["io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."];
+const CHUNKED: &str = "io.github.containers.zstd-chunked.";
+const CHUNKED_STARGZ: &str = "io.containers.zstd-chunked.";
 /// On a layer of an image that holds tables of eStargz layers: whose table it is.
 const TABLE_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// What an image's tag has more when it holds the tables.
@@ -51,7 +54,7 @@ const END: std::ops::RangeInclusive<u64> = 32 << 10..=384 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BoundToc {
     EStargz { json: Digest },
-    Chunked { compressed: Digest, position: Position },
+    Chunked { compressed: Digest, json: Option<Digest>, position: Position },
 }
 
 impl BoundToc {
@@ -62,27 +65,27 @@ impl BoundToc {
             let found = blob.annotations.iter().find(|(known, _)| known == name);
             found.map(|(_, value)| value.as_str())
         };
-        let estargz = value(ESTARGZ).map(|digest| digest.parse().ok().map(|json| Self::EStargz { json }));
-        let chunked = CHUNKED.map(|prefix| {
+        let chunked = |prefix: &str, json| {
             let compressed = value(&format!("{prefix}manifest-checksum"))?;
             let position = value(&format!("{prefix}manifest-position")).and_then(Position::parse);
-            Some(
-                compressed
-                    .parse()
-                    .ok()
-                    .zip(position)
-                    .map(|(compressed, position)| Self::Chunked { compressed, position }),
-            )
-        });
-        let mut found = estargz.into_iter().chain(chunked.into_iter().flatten());
-        match (found.next(), found.next()) {
-            (Some(Some(toc)), None) => Some(toc),
-            (None, None) => None,
-            _ => {
-                tracing::warn!(layer = %blob.digest, "its annotations bind no table of contents that can be used");
-                None
-            }
+            Some(compressed.parse().ok().zip(position).map(|(compressed, position)| Self::Chunked {
+                compressed,
+                json,
+                position,
+            }))
+        };
+        let json = value(ESTARGZ).map(str::parse::<Digest>);
+        let found = match (json, chunked(CHUNKED, None), chunked(CHUNKED_STARGZ, None)) {
+            (None, None, None) => return None,
+            (Some(Ok(json)), None, None) => Some(Self::EStargz { json }),
+            (None, Some(toc), None) | (None, None, Some(toc)) => toc,
+            (Some(Ok(json)), None, Some(_)) => chunked(CHUNKED_STARGZ, Some(json)).flatten(),
+            _ => None,
+        };
+        if found.is_none() {
+            tracing::warn!(layer = %blob.digest, "its annotations bind no table of contents that can be used");
         }
+        found
     }
 }
 
@@ -243,7 +246,7 @@ fn make(
     }
     .map_err(named)?;
     let (map, digest) = json.finish()?;
-    if let BoundToc::EStargz { json } = bound
+    if let BoundToc::EStargz { json } | BoundToc::Chunked { json: Some(json), .. } = bound
         && *json != digest
     {
         let what =

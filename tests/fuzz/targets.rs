@@ -2,9 +2,11 @@
 
 use addonfs::fetch::index::LayerIndex;
 use addonfs::fetch::index::build::index_tar;
+use addonfs::fetch::index::file::Format;
+use addonfs::fetch::index::toc::index_table;
 use addonfs::policy::addon::AddonManifest;
 use addonfs::policy::digest::Digest;
-use addonfs::policy::image::{ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
+use addonfs::policy::image::{Descriptor, ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
 use addonfs::policy::reference::ImageRef;
 use addonfs::policy::trust::simple_signing::Payload;
 
@@ -15,6 +17,7 @@ pub(crate) type Target = (&'static str, fn(&[u8]));
 pub(crate) const TARGETS: &[Target] = &[
     ("tar", tar),
     ("layer_index", layer_index),
+    ("table_of_contents", table_of_contents),
     ("addon_manifest", addon_manifest),
     ("yaml", yaml),
     ("image_document", image_document),
@@ -35,6 +38,20 @@ fn layer_index(bytes: &[u8]) {
     sealed.extend(Digest::of(bytes).as_bytes());
     if let Ok(index) = LayerIndex::from_bytes(sealed) {
         walk(&index);
+    }
+}
+
+fn table_of_contents(bytes: &[u8]) {
+    let blob = Descriptor {
+        media_type: String::new(),
+        digest: Digest::of(b""),
+        size: 1 << 20,
+        annotations: Vec::new(),
+    };
+    for format in [Format::EStargz, Format::ZstdChunked] {
+        if let Ok(index) = index_table(bytes, &blob, format) {
+            walk(&index);
+        }
     }
 }
 

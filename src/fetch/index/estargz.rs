@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     fn three_footers_and_nothing_else() {
-        let current = made(b"SG\x16\0000000000000001f0STARGZ");
+        let current = made(b"SG\x16\x0000000000000001f0STARGZ");
         let legacy = made(b"00000000000001f0STARGZ");
-        let external = made(b"SG\x11\0STARGZEXTERNALTOC");
+        let external = made(b"SG\x11\x00STARGZEXTERNALTOC");
         assert_eq!((current.len(), legacy.len(), external.len()), (51, 47, 46));
         let before = [&b"anything"[..], &current].concat();
         assert_eq!(footer(&before), Some(Toc::At { offset: 0x1f0, footer: 51 }));

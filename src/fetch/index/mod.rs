@@ -28,7 +28,7 @@ mod path;
 mod pax;
 mod sparse;
 pub(crate) mod tar;
-pub(crate) mod toc;
+pub mod toc;
 mod zstd;
 pub(crate) mod zstd_chunked;
 

@@ -24,7 +24,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::build::{IndexBuilder, NewSpan, SpanBuilder, Summary};
 use super::decode::MAX_SPAN;
-use super::file::{Format, SpanKind};
+use super::file::{Format, LayerIndex, SpanKind};
 use super::path;
 use super::sparse::Extent;
 use super::tar::{MAX_ENTRIES, Member, MemberKind, symlink_target};
@@ -93,6 +93,15 @@ pub(crate) fn read(
     Ok(Contents { entries: reader.entries, spans: reader.spans, summary })
 }
 
+/// The index that a table makes of `blob`, in memory: for tools and tests.
+pub fn index_table(json: &[u8], blob: &Descriptor, format: Format) -> Result<LayerIndex, FetchError> {
+    let limits = Limits { payload_end: blob.size, max_content: u64::MAX };
+    let contents = read(json, blob, format, limits, &std::env::temp_dir())?;
+    let mut bytes = Vec::new();
+    contents.entries.finish(contents.spans, &contents.summary, &mut bytes)?;
+    LayerIndex::from_bytes(bytes)
+}
+
 fn unsound(what: &str) -> FetchError {
     FetchError::corrupt(Side::Remote, format!("table of contents: {what}"))
 }
@@ -148,15 +157,15 @@ struct Chunk {
     offset: u64,
     len: u64,
     digest: Option<Digest>,
-    /// In the blob; `None` for zeros, which are not stored.
-    place: Option<Place>,
+    /// Zeros are not stored.
+    stored: bool,
+    place: Place,
 }
 
+/// Where in the blob a chunk begins.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     start: u64,
-    /// 0 if only the next chunk tells.
-    end: u64,
     skip: u32,
 }
 
@@ -167,6 +176,8 @@ struct OpenFile {
     size: u64,
     digest: Option<Digest>,
     chunks: Vec<Chunk>,
+    /// Where its last chunk ends in the blob, 0 if only the next one tells: what c/storage writes into the first entry.
+    end: u64,
 }
 
 struct Reader {
@@ -207,7 +218,8 @@ impl Reader {
         let member = member(record).map_err(|what| unsound(&format!("{:?}: {what}", record.name)))?;
         if let MemberKind::File { size, .. } = member.kind {
             let chunks = if size > 0 { vec![chunk(record)?] } else { Vec::new() };
-            self.file = Some(OpenFile { member, size, digest: digest(&record.digest)?, chunks });
+            let end = unsigned(record.end_offset)?;
+            self.file = Some(OpenFile { member, size, digest: digest(&record.digest)?, chunks, end });
             return Ok(());
         }
         self.entries.entry(&member, 0)?;
@@ -239,14 +251,18 @@ impl Reader {
         let digest = file.digest.ok_or_else(|| refuse("it has no digest"))?;
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = 0;
-        for chunk in &file.chunks {
+        for (number, chunk) in file.chunks.iter().enumerate() {
             let len = if chunk.len == 0 { file.size.saturating_sub(chunk.offset) } else { chunk.len };
             if chunk.offset != at || len == 0 || len > file.size - at {
                 return Err(refuse("its chunks do not follow each other"));
             }
-            if let Some(place) = chunk.place {
+            if chunk.stored {
                 let proof = chunk.digest.ok_or_else(|| refuse("a chunk has no digest"))?;
-                let offset = self.add_span(place, len, proof).map_err(|error| error.context(&name))?;
+                let next = file.chunks.get(number + 1).map_or(file.end, |next| next.place.start);
+                // Chunks of one member end where it ends.
+                let end = if next > chunk.place.start { next } else { 0 };
+                let span = self.add_span(chunk.place, end, len, proof);
+                let offset = span.map_err(|error| error.context(&name))?;
                 match extents.last_mut() {
                     Some(last) if last.file_offset + last.len == at => last.len += len,
                     _ => extents.push(Extent { file_offset: at, offset, len }),
@@ -265,8 +281,9 @@ impl Reader {
         Ok(())
     }
 
-    /// Adds a chunk of `len` bytes; returns where it lies among all chunks.
-    fn add_span(&mut self, place: Place, len: u64, digest: Digest) -> Result<u64, FetchError> {
+    /// Adds a chunk of `len` bytes that ends in the blob at `end` (0: where the next one begins); returns where it lies
+    /// among all chunks.
+    fn add_span(&mut self, place: Place, end: u64, len: u64, digest: Digest) -> Result<u64, FetchError> {
         let before = self.member.last();
         match before.map(|span| span.in_start) {
             Some(start) if place.start < start => return Err(unsound("its chunks go back in the blob")),
@@ -278,8 +295,7 @@ impl Reader {
             }
             _ => {}
         }
-        let end = if place.end == 0 { self.limits.payload_end } else { place.end };
-        if place.start >= end || end > self.limits.payload_end {
+        if place.start.max(end) > self.limits.payload_end {
             return Err(unsound("a chunk lies outside the layer's content"));
         }
         if len > MAX_SPAN - u64::from(place.skip).min(MAX_SPAN) {
@@ -293,7 +309,7 @@ impl Reader {
         self.member.push(NewSpan {
             kind: self.kind,
             in_start: place.start,
-            in_end: place.end,
+            in_end: end,
             out_start: offset,
             out_len: len,
             digest,
@@ -332,21 +348,18 @@ fn digest(text: &str) -> Result<Option<Digest>, FetchError> {
 }
 
 fn chunk(record: &Record<'_>) -> Result<Chunk, FetchError> {
-    let place = match &*record.chunk_type {
-        "" => Some(Place {
-            start: unsigned(record.offset)?,
-            end: unsigned(record.end_offset)?,
-            skip: u32::try_from(record.inner_offset)
-                .map_err(|_| unsound("an innerOffset is out of range"))?,
-        }),
-        "zeros" => None,
+    let stored = match &*record.chunk_type {
+        "" => true,
+        "zeros" => false,
         other => return Err(unsound(&format!("chunks of an unknown type, {other:?}"))),
     };
+    let skip = u32::try_from(record.inner_offset).map_err(|_| unsound("an innerOffset is out of range"))?;
     Ok(Chunk {
         offset: unsigned(record.chunk_offset)?,
         len: unsigned(record.chunk_size)?,
         digest: digest(&record.chunk_digest)?,
-        place,
+        stored,
+        place: Place { start: unsigned(record.offset)?, skip },
     })
 }
 

@@ -1,0 +1,432 @@
+//! Layers that are read by their table of contents: what the original tools made, flipped bits, lies.
+#![allow(clippy::unwrap_used, reason = "a test ends where its ground gives way")]
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use addonfs::fetch::error::{Class, FetchError, Side};
+use addonfs::fetch::index::{Entry, EntryKind};
+use addonfs::fetch::layer::{Layer, Opening, Progress, Read};
+use addonfs::fetch::source::{self, BlobSource};
+use addonfs::fetch::store::{Store, StoreOptions};
+use addonfs::fetch::verified::VerifiedBytes;
+use addonfs::policy::digest::Digest;
+use addonfs::policy::image::Descriptor;
+use addonfs::policy::reference::ImageRef;
+use async_trait::async_trait;
+use base64::Engine as _;
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use serde_json::{Value, json};
+
+/// No blob is too small to be read by its table.
+const LAZY: Opening<'_> = Opening { tag: None, whole_up_to: 0 };
+
+/// A blob in memory that counts, with one bit wrong in every range that touches byte `flip`.
+#[derive(Debug)]
+struct Source {
+    blob: Bytes,
+    annotations: Vec<(String, String)>,
+    flip: AtomicUsize,
+    ranges: AtomicUsize,
+    streams: AtomicUsize,
+}
+
+const NOWHERE: usize = usize::MAX;
+
+impl Source {
+    fn new(blob: Vec<u8>, annotations: Vec<(String, String)>) -> Arc<Self> {
+        let (flip, ranges, streams) =
+            (AtomicUsize::new(NOWHERE), AtomicUsize::default(), AtomicUsize::default());
+        Arc::new(Self { blob: blob.into(), annotations, flip, ranges, streams })
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+            digest: Digest::of(&self.blob),
+            size: self.blob.len() as u64,
+            annotations: self.annotations.clone(),
+        }
+    }
+
+    fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+}
+
+fn absent() -> FetchError {
+    FetchError::new(Class::NotFound, Side::Remote, "not here")
+}
+
+#[async_trait]
+impl BlobSource for Source {
+    async fn manifest(&self, _: &Digest) -> Result<(String, VerifiedBytes), FetchError> {
+        Err(absent())
+    }
+
+    async fn resolve(&self, _: &str) -> Result<Option<Digest>, FetchError> {
+        Ok(None)
+    }
+
+    async fn blob(&self, _: &Descriptor, _: u64) -> Result<VerifiedBytes, FetchError> {
+        Err(absent())
+    }
+
+    async fn stream(
+        &self,
+        _: &Descriptor,
+        from: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError> {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        let rest = self.blob.slice(usize::try_from(from).unwrap()..);
+        Ok(stream::iter([Ok(rest)]).boxed())
+    }
+
+    async fn range(&self, _: &Descriptor, range: Range<u64>) -> Result<Bytes, FetchError> {
+        self.ranges.fetch_add(1, Ordering::Relaxed);
+        let (start, end) = (usize::try_from(range.start).unwrap(), usize::try_from(range.end).unwrap());
+        let mut bytes = self.blob.slice(start..end).to_vec();
+        let flip = self.flip.load(Ordering::Relaxed);
+        if (start..end).contains(&flip) {
+            bytes[flip - start] ^= 1 << (flip % 8);
+        }
+        Ok(bytes.into())
+    }
+}
+
+fn fixtures(format: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format)
+}
+
+/// What the original tool's layers of a format are, and the tree in all of them.
+fn expected(format: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixtures(format).join("expected.json")).unwrap()).unwrap()
+}
+
+fn annotations(layer: &Value) -> Vec<(String, String)> {
+    let all = layer["annotations"].as_object().unwrap();
+    all.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect()
+}
+
+fn fixture(format: &str, file: &str) -> Arc<Source> {
+    let all = expected(format);
+    let layer = all["layers"].as_array().unwrap().iter().find(|layer| layer["file"] == file).unwrap();
+    let source = Source::new(std::fs::read(fixtures(format).join(file)).unwrap(), annotations(layer));
+    assert_eq!(source.descriptor().digest.to_string(), layer["digest"]);
+    source
+}
+
+fn open_store(dir: &Path) -> Arc<Store> {
+    Store::open(dir, StoreOptions::default()).unwrap()
+}
+
+async fn open(store: &Arc<Store>, source: &Arc<Source>, opening: Opening<'_>) -> Result<Layer, FetchError> {
+    let progress = Progress::new(source.descriptor().size);
+    Layer::open(store, Arc::clone(source) as _, &source.descriptor(), opening, &progress).await
+}
+
+async fn read(layer: &Layer, file: u32, offset: u64, len: u32) -> Result<Vec<u8>, FetchError> {
+    match layer.read(file, offset, len) {
+        Read::Ready(bytes) => Ok(bytes.to_vec()),
+        Read::Pending(answer) => answer.await.map(|bytes| bytes.to_vec()),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// An entry in the words of `expected.json`, with the content of a file.
+async fn described(layer: &Layer, entry: &Entry<'_>) -> Result<Value, FetchError> {
+    let slash = if matches!(entry.kind, EntryKind::Dir) { "/" } else { "" };
+    let mut words = json!({
+        "name": text(entry.path) + slash, "mode": entry.mode, "uid": entry.uid, "gid": entry.gid,
+        "mtime": entry.mtime_sec,
+    });
+    let base64 = &base64::engine::general_purpose::STANDARD;
+    let xattrs: BTreeMap<_, _> =
+        entry.xattrs.iter().map(|(name, value)| (text(name), base64.encode(value))).collect();
+    if !xattrs.is_empty() {
+        words["xattrs"] = json!(xattrs);
+    }
+    let kind = match entry.kind {
+        EntryKind::Dir => "dir",
+        EntryKind::File { file, size } => {
+            if size > 0 {
+                words["size"] = json!(size);
+            }
+            let mut content = Vec::new();
+            while (content.len() as u64) < size {
+                content.extend(read(layer, file, content.len() as u64, 7000).await?);
+            }
+            words["sha256"] = json!(Digest::of(&content).hex());
+            "reg"
+        }
+        EntryKind::Symlink { target } => {
+            words["linkName"] = json!(text(target));
+            "symlink"
+        }
+        EntryKind::Hardlink { target } => {
+            words["linkName"] = json!(text(target));
+            "hardlink"
+        }
+        EntryKind::Char { major, minor } => {
+            (words["devMajor"], words["devMinor"]) = (json!(major), json!(minor));
+            "char"
+        }
+        EntryKind::Block { major, minor } => {
+            (words["devMajor"], words["devMinor"]) = (json!(major), json!(minor));
+            "block"
+        }
+        EntryKind::Fifo => "fifo",
+    };
+    words["type"] = json!(kind);
+    Ok(words)
+}
+
+/// Every entry by name.
+async fn tree(layer: &Layer) -> Result<BTreeMap<String, Value>, FetchError> {
+    let mut tree = BTreeMap::new();
+    for entry in layer.index().entries() {
+        let words = described(layer, &entry).await?;
+        tree.insert(words["name"].as_str().unwrap().to_owned(), words);
+    }
+    Ok(tree)
+}
+
+fn expected_tree(format: &str) -> BTreeMap<String, Value> {
+    let all = expected(format);
+    let entries = all["tree"].as_array().unwrap().iter();
+    entries.map(|entry| (entry["name"].as_str().unwrap().to_owned(), entry.clone())).collect()
+}
+
+const TABLES: &[(&str, &str)] = &[
+    ("estargz", "plain.tar.gz"),
+    ("estargz", "chunks.tar.gz"),
+    ("estargz", "prioritized.tar.gz"),
+    ("estargz", "inner-offset.tar.gz"),
+    ("zstd-chunked", "containers.tar.zst"),
+    ("zstd-chunked", "stargz.tar.zst"),
+    ("zstd-chunked", "skopeo.tar.zst"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_original_tools_made_is_read_by_ranges() {
+    for (format, file) in TABLES {
+        println!("{format} {file}");
+        let (dir, source) = (tempfile::tempdir().unwrap(), fixture(format, file));
+        let store = open_store(dir.path());
+        let layer = open(&store, &source, LAZY).await.unwrap();
+        assert_eq!(tree(&layer).await.unwrap(), expected_tree(format));
+        assert_eq!(source.streams(), 0, "nothing was fetched whole");
+        // From disk, without a request more, also by the next process.
+        let asked = source.ranges.load(Ordering::Relaxed);
+        drop((layer, store));
+        let store = open_store(dir.path());
+        let layer = open(&store, &source, LAZY).await.unwrap();
+        assert_eq!(tree(&layer).await.unwrap(), expected_tree(format));
+        assert_eq!(source.ranges.load(Ordering::Relaxed), asked, "all of it is here");
+    }
+}
+
+/// The table and the tar number files alike: a merged tree holds for both.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_layer_fetched_whole_is_the_same() {
+    for (format, file) in TABLES {
+        println!("{format} {file}");
+        let source = fixture(format, file);
+        let (lazy_dir, whole_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let lazy = open(&open_store(lazy_dir.path()), &source, LAZY).await.unwrap();
+        let whole = open(&open_store(whole_dir.path()), &source, Opening::default()).await.unwrap();
+        assert_eq!(source.streams(), 1, "a small blob is fetched whole");
+        assert_eq!(tree(&whole).await.unwrap(), expected_tree(format));
+        assert_eq!(lazy.index().format(), whole.index().format());
+        let numbers = |layer: &Layer| -> BTreeMap<Vec<u8>, u32> {
+            let files = layer.index().entries().filter_map(|entry| match entry.kind {
+                EntryKind::File { file, .. } => Some((entry.path.to_vec(), file)),
+                _ => None,
+            });
+            files.collect()
+        };
+        assert_eq!(numbers(&lazy), numbers(&whole));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_without_a_bound_table_is_fetched_whole_and_hides_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixture("estargz", "legacy.tar.gz");
+    let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+    assert_eq!(source.streams(), 1);
+    assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
+}
+
+/// One wrong bit anywhere, in every answer: the right bytes or none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_is_never_returned() {
+    for (format, file) in [TABLES[1], TABLES[3], TABLES[4], TABLES[5]] {
+        let source = fixture(format, file);
+        let right = expected_tree(format);
+        let (mut refused, mut whole) = (0, 0);
+        for flip in (0..source.blob.len()).step_by(53).chain(source.blob.len() - 80..source.blob.len()) {
+            source.flip.store(flip, Ordering::Relaxed);
+            source.streams.store(0, Ordering::Relaxed);
+            let dir = tempfile::tempdir().unwrap();
+            let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+            match tree(&layer).await {
+                Ok(tree) => assert_eq!(tree, right, "{file}: bit of byte {flip}"),
+                Err(error) => {
+                    assert_eq!(error.class, Class::Corrupt, "{error}");
+                    refused += 1;
+                }
+            }
+            whole += source.streams();
+        }
+        assert!(refused > 50, "{file}: {refused} refused, {whole} fetched whole");
+        assert!(whole > 5, "{file}: {refused} refused, {whole} fetched whole");
+    }
+}
+
+/// An eStargz blob with another table, and the annotation that binds it.
+fn with_table(source: &Source, change: impl Fn(&mut Value)) -> Arc<Source> {
+    let blob = &source.blob;
+    let footer = &blob[blob.len() - 51..];
+    let at = usize::from_str_radix(std::str::from_utf8(&footer[16..32]).unwrap(), 16).unwrap();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&blob[at..blob.len() - 51]));
+    let mut table = String::new();
+    archive.entries().unwrap().next().unwrap().unwrap().read_to_string(&mut table).unwrap();
+    let mut table: Value = serde_json::from_str(&table).unwrap();
+    change(&mut table);
+    let table = table.to_string();
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(table.len() as u64);
+    archive.append_data(&mut header, "stargz.index.json", table.as_bytes()).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(blob[..at].to_vec(), flate2::Compression::fast());
+    gzip.write_all(&archive.into_inner().unwrap()).unwrap();
+    let blob = [&gzip.finish().unwrap(), footer].concat();
+    let digest = Digest::of(table.as_bytes()).to_string();
+    Source::new(blob, vec![("containerd.io/snapshot/stargz/toc.digest".to_owned(), digest)])
+}
+
+fn entry<'t>(table: &'t mut Value, name: &str) -> &'t mut Value {
+    let entries = table["entries"].as_array_mut().unwrap();
+    entries.iter_mut().find(|entry| entry["name"] == name).unwrap()
+}
+
+fn number(layer: &Layer, path: &str) -> u32 {
+    let entry = layer.index().entries().find(|entry| entry.path == path.as_bytes()).unwrap();
+    match entry.kind {
+        EntryKind::File { file, .. } => file,
+        kind => panic!("{kind:?}"),
+    }
+}
+
+/// `bin/same` is a hard link whose header comes along with the content of `bin/tool`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_disagrees_with_the_tar_ends_all_reading() {
+    let plain = fixture("estargz", "plain.tar.gz");
+    let lies: &[(&str, Value)] = &[
+        ("mode", json!(0o755)),
+        ("uid", json!(1000)),
+        ("linkName", json!("bin/link")),
+        ("name", json!("bin/other")),
+        ("modtime", json!("2001-01-01T00:00:00Z")),
+        ("type", json!("symlink")),
+        ("xattrs", json!({"user.x": "eA=="})),
+    ];
+    for (field, lie) in lies {
+        let source = with_table(&plain, |table| entry(table, "bin/same")[*field] = lie.clone());
+        let dir = tempfile::tempdir().unwrap();
+        let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+        assert_eq!(source.streams(), 0);
+        let other = read(&layer, number(&layer, "data/even"), 0, 100).await;
+        assert_eq!(other.unwrap().len(), 100, "{field}: not known yet");
+        let refused = read(&layer, number(&layer, "bin/tool"), 0, 100).await.unwrap_err();
+        assert!(refused.message.contains("disagree"), "{field}: {refused}");
+        assert_eq!(refused.class, Class::Corrupt);
+        let other = read(&layer, number(&layer, "data/even"), 0, 100).await.unwrap_err();
+        assert!(other.message.contains("disagree"), "{field}: {other}");
+    }
+    let honest = with_table(&plain, |_| ());
+    let dir = tempfile::tempdir().unwrap();
+    let layer = open(&open_store(dir.path()), &honest, LAZY).await.unwrap();
+    assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
+}
+
+type Change = Box<dyn Fn(&mut Value)>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_cannot_be_used_means_the_whole_blob() {
+    let chunks = fixture("estargz", "chunks.tar.gz");
+    let set = |name: &'static str, field: &'static str, value: Value| {
+        move |table: &mut Value| entry(table, name)[field] = value.clone()
+    };
+    let changes: Vec<(&str, Change)> = vec![
+        ("no digest of a chunk", Box::new(set("data/big", "chunkDigest", json!("")))),
+        ("no digest of a file in chunks", Box::new(set("data/big", "digest", json!("")))),
+        ("a digest of another kind", Box::new(set("data/even", "digest", json!("sha512:00")))),
+        ("a negative size", Box::new(set("data/big", "size", json!(-1)))),
+        ("a size that its chunks do not make", Box::new(set("data/big", "size", json!(20_000)))),
+        ("a gap between chunks", Box::new(set("data/big", "chunkSize", json!(9_999)))),
+        ("an offset outside", Box::new(set("data/big", "offset", json!(1_u64 << 40)))),
+        ("an offset that goes back", Box::new(set("data/even", "offset", json!(0)))),
+        ("a huge innerOffset", Box::new(set("data/even", "innerOffset", json!(1_u64 << 40)))),
+        ("an unknown type", Box::new(set("data/even", "type", json!("door")))),
+        ("a time that is none", Box::new(set("data/even", "modtime", json!("yesterday")))),
+        ("a name that was lost", Box::new(set("data/even", "name", json!("data/\u{fffd}")))),
+        ("an xattr that is no base64", Box::new(set("data/even", "xattrs", json!({"user.x": "?"})))),
+        ("no entries", Box::new(|table: &mut Value| drop(table.as_object_mut().unwrap().remove("entries")))),
+        (
+            "a chunk of nothing",
+            Box::new(|table: &mut Value| {
+                table["entries"].as_array_mut().unwrap().insert(0, json!({"name": "x", "type": "chunk"}));
+            }),
+        ),
+        ("not an object", Box::new(|table: &mut Value| *table = json!([]))),
+    ];
+    for (what, change) in changes {
+        let source = with_table(&chunks, change);
+        let dir = tempfile::tempdir().unwrap();
+        let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+        assert_eq!(source.streams(), 1, "{what}");
+        assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"), "{what}");
+    }
+}
+
+/// An image layout with an eStargz layer whose table is in the image `v1-esgztoc`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_in_an_image_of_its_own_is_found_by_the_tag() {
+    let dir = tempfile::tempdir().unwrap();
+    let (blobs, from) = (dir.path().join("blobs/sha256"), fixtures("estargz"));
+    std::fs::create_dir_all(&blobs).unwrap();
+    for name in ["external-toc.tar.gz", "external-toc.toc.tar.gz", "external-toc.manifest.json"] {
+        let bytes = std::fs::read(from.join(name)).unwrap();
+        std::fs::write(blobs.join(Digest::of(&bytes).hex()), bytes).unwrap();
+    }
+    let manifest = std::fs::read(from.join("external-toc.manifest.json")).unwrap();
+    let index = json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", "size": manifest.len(),
+        "digest": Digest::of(&manifest), "annotations": {"org.opencontainers.image.ref.name": "v1-esgztoc"},
+    }]});
+    std::fs::write(dir.path().join("index.json"), index.to_string()).unwrap();
+    std::fs::write(dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    let image: ImageRef = format!("oci:{}", dir.path().display()).parse().unwrap();
+
+    let descriptor = fixture("estargz", "external-toc.tar.gz").descriptor();
+    for (tag, lazily) in [(Some("v1"), true), (Some("v2"), false), (None, false)] {
+        let cache = tempfile::tempdir().unwrap();
+        let source = source::open(&image.location, &Default::default()).unwrap();
+        let (opening, progress) = (Opening { tag, whole_up_to: 0 }, Progress::new(0));
+        let layer =
+            Layer::open(&open_store(cache.path()), source, &descriptor, opening, &progress).await.unwrap();
+        // A blob fetched whole has content in the store at once.
+        assert_eq!(std::fs::read_dir(cache.path().join("packs")).unwrap().count() == 0, lazily, "{tag:?}");
+        assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
+    }
+}
