@@ -430,3 +430,62 @@ async fn a_table_in_an_image_of_its_own_is_found_by_the_tag() {
         assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbours_come_along_and_their_faults_are_their_own() {
+    let source = fixture("estargz", "plain.tar.gz");
+    let dir = tempfile::tempdir().unwrap();
+    let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+    let table = source.ranges.load(Ordering::Relaxed);
+    read(&layer, number(&layer, "data/even"), 0, 10).await.unwrap();
+    assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
+    assert_eq!(source.ranges.load(Ordering::Relaxed), table + 1, "the whole small layer in one range");
+
+    // One wrong bit, in a file's chunk.
+    let dir = tempfile::tempdir().unwrap();
+    let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+    source.flip.store(5000, Ordering::Relaxed);
+    let mut refused = 0;
+    for entry in layer.index().entries() {
+        let EntryKind::File { file, size } = entry.kind else { continue };
+        let expected = &expected_tree("estargz")[&text(entry.path)];
+        match read(&layer, file, 0, u32::try_from(size).unwrap()).await {
+            Ok(content) => assert_eq!(Digest::of(&content).hex(), expected["sha256"].as_str().unwrap()),
+            Err(error) => {
+                assert_eq!(error.class, Class::Corrupt);
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, 1, "one wrong bit is one file's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_filled_in_the_background() {
+    for (format, file) in TABLES {
+        let (dir, source) = (tempfile::tempdir().unwrap(), fixture(format, file));
+        let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+        assert!(!layer.is_complete());
+        layer.fill(Some(10 << 20)).await.unwrap();
+        assert!(layer.is_complete(), "{file}");
+        let asked = source.ranges.load(Ordering::Relaxed);
+        assert_eq!(tree(&layer).await.unwrap(), expected_tree(format));
+        assert_eq!((source.ranges.load(Ordering::Relaxed), source.streams()), (asked, 0), "{file}");
+    }
+}
+
+/// What was evicted is missed, fetched again by who fills, and whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_was_fetched_whole_is_filled_again() {
+    let (dir, source) = (tempfile::tempdir().unwrap(), fixture("estargz", "legacy.tar.gz"));
+    drop(open(&open_store(dir.path()), &source, LAZY).await.unwrap());
+    for pack in std::fs::read_dir(dir.path().join("packs")).unwrap() {
+        std::fs::remove_file(pack.unwrap().path()).unwrap();
+    }
+    std::fs::remove_file(dir.path().join("catalog")).unwrap();
+    let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
+    assert!(!layer.is_complete());
+    layer.fill(None).await.unwrap();
+    assert!(layer.is_complete());
+    assert_eq!(source.streams(), 2);
+}

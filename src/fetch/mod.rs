@@ -21,4 +21,5 @@ pub mod signatures;
 pub mod sink;
 pub mod source;
 pub mod store;
+mod traffic;
 pub mod verified;

@@ -283,6 +283,11 @@ impl LayerIndex {
         })
     }
 
+    /// Whether the spans are chunks of files, from a table of contents, and not pieces of the tar.
+    pub(crate) fn is_of_chunks(&self) -> bool {
+        self.span(0).is_some_and(|span| span.entry.is_some())
+    }
+
     pub(crate) fn span_count(&self) -> usize {
         self.count(Section::Spans)
     }

@@ -34,10 +34,25 @@ impl Inner {
             }
         }
         if stage.end(content)?.digest == file.digest {
-            stage.publish_files()
+            stage.publish_files()?;
+            if self.index.is_of_chunks() {
+                self.forget_chunks(file);
+            }
+            Ok(())
         } else {
             let what = format!("layer {}: a file does not match its digest", self.blob.digest);
             Err(FetchError::corrupt(Side::Local, what))
+        }
+    }
+
+    /// The chunks of a file that is whole now are of no more use, unless another file has one of them, too.
+    fn forget_chunks(&self, file: &FileRecord) {
+        for extent in self.index.extents(file) {
+            for number in self.index.spans_covering(extent.offset, extent.len) {
+                if let Some(span) = self.index.span(number) {
+                    self.store.discard(Kind::Chunk, &span.digest);
+                }
+            }
         }
     }
 }

@@ -31,7 +31,14 @@ const MAX_FLIGHT: Duration = Duration::from_secs(600);
 /// Proven spans by number.
 pub(super) type Spans = HashMap<usize, Bytes>;
 
-type Flight = Shared<BoxFuture<'static, Result<Arc<Spans>, FetchError>>>;
+pub(super) type Flight = Shared<BoxFuture<'static, Result<Arc<Spans>, FetchError>>>;
+
+/// What is to be fetched: spans that somebody needs, and in one request with them those around.
+#[derive(Debug, Clone)]
+pub(super) struct Trip {
+    pub needed: Range<usize>,
+    pub wide: Range<usize>,
+}
 
 /// The spans that are being fetched now, by layer and number.
 #[derive(Debug, Default)]
@@ -43,15 +50,17 @@ impl Inner {
         spans.iter().any(|&number| self.index.span(number).is_some_and(|span| span.out_len > MAX_SPAN))
     }
 
-    /// The spans `missing`, proven. Those that nobody fetches yet are fetched for `file` by tasks of their own.
+    /// The spans `missing`, proven. Those that nobody fetches yet are fetched by tasks of their own, with their
+    /// neighbours, and `file` is made whole if it can be then.
     pub(super) async fn fetch(
         self: &Arc<Self>,
         missing: Vec<usize>,
         file: &FileRecord,
     ) -> Result<Spans, FetchError> {
-        let flights = self.board(&missing, file);
+        let _foreground = self.store.traffic.foreground();
+        let trips: Vec<Trip> = self.groups(&missing).into_iter().map(|group| self.trip(group)).collect();
         let mut spans = Spans::new();
-        for flight in flights {
+        for flight in self.board(&trips, Some(*file)) {
             let landed = flight.await?;
             for number in &missing {
                 if let Some(bytes) = landed.get(number) {
@@ -62,35 +71,52 @@ impl Inner {
         Ok(spans)
     }
 
-    /// The flights that bring `missing`: those under way, and new ones for the rest.
-    fn board(self: &Arc<Self>, missing: &[usize], file: &FileRecord) -> Vec<Flight> {
+    /// The flights that bring what `trips` need: those under way, and new ones for the rest. When one has landed `file` is
+    /// made whole if it can be.
+    pub(super) fn board(self: &Arc<Self>, trips: &[Trip], file: Option<FileRecord>) -> Vec<Flight> {
         let mut known = self.store.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut flights, mut free): (Vec<Flight>, Vec<usize>) = (Vec::new(), Vec::new());
-        for &number in missing {
-            match known.get(&(self.blob.digest, number)) {
-                Some(flight) => flights.push(flight.clone()),
-                None => free.push(number),
+        let mut flights: Vec<Flight> = Vec::new();
+        for trip in trips {
+            let mut free: Vec<usize> = Vec::new();
+            for number in trip.needed.clone() {
+                match known.get(&(self.blob.digest, number)) {
+                    Some(flight) => flights.push(flight.clone()),
+                    None => free.push(number),
+                }
             }
-        }
-        for group in self.groups(&free) {
-            let (landing, landed) = tokio::sync::oneshot::channel();
-            let flight: Flight =
-                landed.map(|result| result.unwrap_or_else(|_| Err(interrupted()))).boxed().shared();
-            for number in group.clone() {
-                known.insert((self.blob.digest, number), flight.clone());
+            for needed in self.groups(&free) {
+                let is_free = |number: &usize| !known.contains_key(&(self.blob.digest, *number));
+                let before = (trip.wide.start..needed.start).rev().take_while(is_free).count();
+                let after = (needed.end..trip.wide.end).take_while(is_free).count();
+                let group = needed.start - before..needed.end + after;
+                let (landing, landed) = tokio::sync::oneshot::channel();
+                let flight: Flight =
+                    landed.map(|result| result.unwrap_or_else(|_| Err(interrupted()))).boxed().shared();
+                for number in group.clone() {
+                    known.insert((self.blob.digest, number), flight.clone());
+                }
+                flights.push(flight);
+                tokio::spawn(Arc::clone(self).fly(group, needed, file, landing));
             }
-            flights.push(flight);
-            let (inner, file) = (Arc::clone(self), *file);
-            tokio::spawn(async move {
-                let landing_strip = Landing { inner: Arc::clone(&inner), group: group.clone() };
-                let result = inner.bring(group).await.map(Arc::new);
-                drop(landing_strip);
-                // Nobody may be waiting any more.
-                drop(landing.send(result));
-                inner.assemble(&file).await;
-            });
         }
         flights
+    }
+
+    async fn fly(
+        self: Arc<Self>,
+        group: Range<usize>,
+        needed: Range<usize>,
+        file: Option<FileRecord>,
+        landing: tokio::sync::oneshot::Sender<Result<Arc<Spans>, FetchError>>,
+    ) {
+        let landing_strip = Landing { inner: Arc::clone(&self), group: group.clone() };
+        let result = self.bring(group, needed).await.map(Arc::new);
+        drop(landing_strip);
+        // Nobody may be waiting any more.
+        drop(landing.send(result));
+        if let Some(file) = file {
+            self.assemble(file).await;
+        }
     }
 
     /// Runs of neighbouring spans whose bytes fit into one request.
@@ -109,15 +135,15 @@ impl Inner {
     }
 
     /// The bytes of the blob that neighbouring spans need: start and length.
-    fn range(&self, spans: Range<usize>) -> (u64, u64) {
+    pub(super) fn range(&self, spans: Range<usize>) -> (u64, u64) {
         let start = self.index.span(spans.start).map_or(0, |span| span.in_start);
         let end = self.index.span(spans.end.saturating_sub(1)).map_or(start, |span| span.in_end);
         (start, end.saturating_sub(start))
     }
 
-    /// Fetches, decodes, proves and keeps a group. Wrong bytes are asked for once more: a proxy or a disk on the
-    /// way may have had a bad moment.
-    async fn bring(self: &Arc<Self>, group: Range<usize>) -> Result<Spans, FetchError> {
+    /// Fetches, decodes, proves and keeps a group. Wrong bytes among those that are `needed` are asked for once more: a
+    /// proxy or a disk on the way may have had a bad moment.
+    async fn bring(self: &Arc<Self>, group: Range<usize>, needed: Range<usize>) -> Result<Spans, FetchError> {
         let _turn = self.requests.acquire().await;
         let (start, len) = self.range(group.clone());
         let mut last = interrupted();
@@ -128,8 +154,8 @@ impl Inner {
                 let what = format!("layer {}: a range came with the wrong length", self.blob.digest);
                 return Err(FetchError::new(Class::Protocol, Side::Remote, what));
             }
-            let (inner, group) = (Arc::clone(self), group.clone());
-            let decoding = tokio::task::spawn_blocking(move || inner.land(group, start, &blob));
+            let (inner, group, needed) = (Arc::clone(self), group.clone(), needed.clone());
+            let decoding = tokio::task::spawn_blocking(move || inner.land(group, &needed, start, &blob));
             match decoding.await.unwrap_or_else(|_| Err(interrupted())) {
                 Err(error) if error.class == Class::Corrupt => {
                     tracing::warn!(layer = %self.blob.digest, %error, "wrong bytes from the registry");
@@ -169,8 +195,7 @@ impl Inner {
     }
 
     /// Makes the file plain again if all of it is here by now.
-    async fn assemble(self: Arc<Self>, file: &FileRecord) {
-        let file = *file;
+    pub(super) async fn assemble(self: Arc<Self>, file: FileRecord) {
         if file.size < LARGE_FILE || !self.can_assemble(&file) {
             return;
         }

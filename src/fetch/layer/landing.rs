@@ -21,8 +21,15 @@ use crate::fetch::verified::VerifiedBytes;
 const BEHIND: usize = 32 << 10;
 
 impl Inner {
-    /// Decodes a group from its bytes of the blob, which begin at `start`, and keeps it.
-    pub(super) fn land(&self, group: Range<usize>, start: u64, blob: &Bytes) -> Result<Spans, FetchError> {
+    /// Decodes a group from its bytes of the blob, which begin at `start`, and keeps it. What is wrong beside the spans
+    /// that are `needed` is left out: its own reader will see it.
+    pub(super) fn land(
+        &self,
+        group: Range<usize>,
+        needed: &Range<usize>,
+        start: u64,
+        blob: &Bytes,
+    ) -> Result<Spans, FetchError> {
         let mut spans = Spans::new();
         let mut numbers = group.filter_map(|number| Some((number, self.index.span(number)?))).peekable();
         while let Some(first) = numbers.next() {
@@ -33,8 +40,13 @@ impl Inner {
             {
                 together.push(next);
             }
-            self.land_member(&together, start, blob, &mut spans)
-                .map_err(|error| error.context(format!("layer {}, span {}", self.blob.digest, first.0)))?;
+            if let Err(error) = self.land_member(&together, start, blob, &mut spans) {
+                let error = error.context(format!("layer {}, span {}", self.blob.digest, first.0));
+                if together.iter().any(|(number, _)| needed.contains(number)) {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "read ahead and left out");
+            }
         }
         Ok(spans)
     }
@@ -66,6 +78,7 @@ impl Inner {
             };
             let bytes = VerifiedBytes::check(bytes, &span.digest)?;
             self.keep(span, bytes.as_bytes());
+            self.ahead.mark(*number);
             spans.insert(*number, bytes.as_bytes().clone());
         }
         if let (Some(entry), Some(rest)) = (last.entry.filter(|_| behind > 0), decoded.get(len..)) {
@@ -83,7 +96,7 @@ impl Inner {
     }
 
     /// The file that a span is a chunk of.
-    fn file_of(&self, span: &Span) -> Option<FileRecord> {
+    pub(super) fn file_of(&self, span: &Span) -> Option<FileRecord> {
         match self.index.entry(span.entry? as usize)?.kind {
             EntryKind::File { file, .. } => self.index.file(file),
             _ => None,

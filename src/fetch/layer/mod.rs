@@ -10,12 +10,15 @@
 //! | this | known, ingested, read, backing |
 //! | `local` | what the store can answer |
 //! | `flight` | fetching spans, once each |
+//! | `ahead`, `fill` | fetching what nobody asked for: neighbours, and everything in the background |
 //! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
 //! | `assemble` | making a large file whole again |
 //!
 //! Must not know of FUSE nor of how layers are merged.
 
+mod ahead;
 mod assemble;
+mod fill;
 mod flight;
 mod headers;
 mod landing;
@@ -30,6 +33,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
+use self::ahead::Ahead;
 use super::bound_toc::{self, BoundToc};
 use super::error::{Class, FetchError, Side};
 use super::index::LayerIndex;
@@ -92,6 +96,7 @@ struct Inner {
     index: LayerIndex,
     /// Requests under way.
     requests: Semaphore,
+    ahead: Ahead,
     /// Why nothing of the layer is read any more: its table of contents and its tar disagree.
     refused: OnceLock<String>,
 }
@@ -138,13 +143,14 @@ impl Layer {
             }
         };
         store.touch_layer(&blob.digest);
-        let requests = Semaphore::new(flight::REQUESTS);
+        let (requests, ahead) = (Semaphore::new(flight::REQUESTS), Ahead::new(index.span_count()));
         let inner = Inner {
             store: Arc::clone(store),
             source,
             blob: blob.clone(),
             index,
             requests,
+            ahead,
             refused: OnceLock::new(),
         };
         Ok(Some(Self(Arc::new(inner))))

@@ -47,6 +47,7 @@ pub(crate) use stage::Stage;
 
 use super::error::{Class, FetchError, Side};
 use super::layer::Flights;
+use super::traffic::Traffic;
 use crate::policy::digest::Digest;
 
 /// The content of `<dir>/version`. Raise the number with every change of the layout.
@@ -123,6 +124,8 @@ pub struct Store {
     ingests: Turns,
     /// Spans that are being fetched.
     pub(in crate::fetch) flights: Flights,
+    /// Who is waiting for the network.
+    pub(in crate::fetch) traffic: Traffic,
     /// Held for the life of the store.
     _lock: Flock<File>,
 }
@@ -159,6 +162,7 @@ impl Store {
             proofs: Turns::default(),
             ingests: Turns::default(),
             flights: Flights::default(),
+            traffic: Traffic::default(),
             _lock: lock,
         }))
     }
