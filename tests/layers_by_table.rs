@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use addonfs::fetch::error::{Class, FetchError, Side};
 use addonfs::fetch::index::{Entry, EntryKind};
-use addonfs::fetch::layer::{Layer, Opening, Progress, Read};
+use addonfs::fetch::layer::{Filling, Layer, Opening, Progress, Read};
 use addonfs::fetch::source::{self, BlobSource};
 use addonfs::fetch::store::{Store, StoreOptions};
 use addonfs::fetch::verified::VerifiedBytes;
@@ -466,7 +466,9 @@ async fn a_layer_is_filled_in_the_background() {
         let (dir, source) = (tempfile::tempdir().unwrap(), fixture(format, file));
         let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
         assert!(!layer.is_complete());
-        layer.fill(Some(10 << 20)).await.unwrap();
+        let little = Filling { bandwidth: Some(10 << 20), room: 1000 };
+        assert!(!layer.fill(little).await.unwrap(), "there is no room");
+        assert!(layer.fill(Filling { room: 1 << 20, ..little }).await.unwrap(), "{file}");
         assert!(layer.is_complete(), "{file}");
         let asked = source.ranges.load(Ordering::Relaxed);
         assert_eq!(tree(&layer).await.unwrap(), expected_tree(format));
@@ -485,7 +487,7 @@ async fn a_layer_that_was_fetched_whole_is_filled_again() {
     std::fs::remove_file(dir.path().join("catalog")).unwrap();
     let layer = open(&open_store(dir.path()), &source, LAZY).await.unwrap();
     assert!(!layer.is_complete());
-    layer.fill(None).await.unwrap();
+    assert!(layer.fill(Filling { bandwidth: None, room: 1 << 20 }).await.unwrap());
     assert!(layer.is_complete());
     assert_eq!(source.streams(), 2);
 }

@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub read: Read,
     /// Section `cache`.
     pub cache: Cache,
+    /// Section `prefetch`.
+    pub prefetch: Prefetch,
     /// Section `jobs`.
     pub jobs: Jobs,
 }
@@ -73,6 +75,22 @@ impl Default for Cache {
     /// 32 GiB: layers of a few dozen large images, decoded.
     fn default() -> Self {
         Self { quota: 32 << 30, verify: Verify::default() }
+    }
+}
+
+/// The section `prefetch`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prefetch {
+    /// `fill`: what nobody asked for is fetched, too, while nobody waits for anything.
+    pub fill: bool,
+    /// `bandwidth`: bytes a second that filling may take.
+    pub bandwidth: u64,
+}
+
+impl Default for Prefetch {
+    /// 4 MiB a second: a gigabyte in four minutes, and a third of a line of 100 Mbit/s.
+    fn default() -> Self {
+        Self { fill: true, bandwidth: 4 << 20 }
     }
 }
 
@@ -145,6 +163,7 @@ impl Config {
         let group = top.take("group").and_then(|f| f.text(&mut report));
         let read = section(&mut top, "read", &mut report, read);
         let cache = section(&mut top, "cache", &mut report, cache);
+        let prefetch = section(&mut top, "prefetch", &mut report, prefetch);
         let jobs = section(&mut top, "jobs", &mut report, |fields, report| jobs(fields, base, report));
         top.finish(&mut report);
         let warnings = report.finish(file)?.iter().map(|p| format!("{file}: {p}")).collect();
@@ -160,6 +179,7 @@ impl Config {
             warnings,
             read,
             cache,
+            prefetch,
             jobs,
         })
     }
@@ -196,6 +216,17 @@ fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
         _ => Err(format!("{text:?} is neither always nor on-change")),
     });
     cache
+}
+
+fn prefetch(fields: &mut Fields<'_>, report: &mut Report) -> Prefetch {
+    let mut prefetch = Prefetch::default();
+    if let Some(fill) = fields.take("fill").and_then(|f| f.flag(report)) {
+        prefetch.fill = fill;
+    }
+    set(fields, "bandwidth", report, &mut prefetch.bandwidth, |text| {
+        quantity::parse_memory(text).map_err(words)
+    });
+    prefetch
 }
 
 fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
@@ -305,6 +336,7 @@ mod tests {
         for (text, part) in [
             ("read: {deadline: soon}", "line 1"),
             ("cache: {verify: never}", "neither always nor on-change"),
+            ("prefetch: {bandwidth: 0}", "is zero"),
             ("jobs: {max_running: 0}", "not a number above 0"),
             ("jobs: {limits: {pids: 0}}", "not a number above 0"),
             ("jobs: 3", "expected a mapping"),
@@ -335,6 +367,8 @@ mod tests {
         assert_eq!(config.jobs.limits.out_bytes, default.limits.out_bytes);
         assert_eq!(config.jobs.retention.max_age, default.retention.max_age);
         assert_eq!(config.cache.quota, Cache::default().quota);
+        assert_eq!(config.prefetch.bandwidth, Prefetch::default().bandwidth);
+        assert_eq!(config.prefetch.fill, Prefetch::default().fill);
         assert_eq!(config.read.deadline, Read::default().deadline);
     }
 

@@ -15,7 +15,7 @@ const SLICE: Duration = Duration::from_millis(40);
 /// Bounds of what one background request brings.
 const REQUEST: std::ops::RangeInclusive<u64> = 64 << 10..=4 << 20;
 /// Readers come in bursts, each read after the one before: between two of a burst background work does not begin.
-const QUIET: Duration = Duration::from_millis(250);
+const QUIET: Duration = Duration::from_millis(500);
 
 /// What is on the wire, for whom.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use crate::fetch::addon_manifest::{self, Place, Search};
 use crate::fetch::documents::Documents;
 use crate::fetch::error::FetchError;
 use crate::fetch::image::{self, ImageDocuments};
-use crate::fetch::layer::{Layer, Opening, Progress, Read};
+use crate::fetch::layer::{Filling, Layer, Opening, Progress, Read};
 use crate::fetch::registry::RegistryOptions;
 use crate::fetch::source::BlobSource;
 use crate::fetch::store::Store;
@@ -52,6 +52,8 @@ pub(crate) struct Rooms {
     pub registry: RegistryOptions,
     /// Which image of an index is ours.
     pub platform: Platform,
+    /// How layers are filled in the background, if they are.
+    pub filling: Option<Filling>,
 }
 
 /// Why a source is not ready.
@@ -101,8 +103,8 @@ pub(crate) struct Acquisition<'a> {
 }
 
 impl Acquisition<'_> {
-    /// Runs until `rootfs` is there or something stands in the way.
-    pub(crate) async fn run(mut self) -> Result<(), Trouble> {
+    /// Runs until `rootfs` is there or something stands in the way. Returns the layers, lowest first.
+    pub(crate) async fn run(mut self) -> Result<Vec<Layer>, Trouble> {
         admit::source(&self.rooms.policy, self.spec)?;
         self.board.apply(self.at, Transition::Resolve);
         let options = RegistryOptions { insecure: self.spec.insecure, ..self.rooms.registry.clone() };
@@ -123,7 +125,8 @@ impl Acquisition<'_> {
         self.fetch_missing(&documents, &source, &mut layers).await?;
         self.board.apply(self.at, Transition::Index);
         let layers: Vec<Layer> = layers.into_iter().flatten().collect();
-        self.publish(&documents, layers).await
+        self.publish(&documents, layers.clone()).await?;
+        Ok(layers)
     }
 
     /// Signature of the pinned digest. Kept material is tried first; only if it does not do is the source asked.

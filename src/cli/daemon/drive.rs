@@ -5,13 +5,21 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::acquire::{Acquisition, Rooms, Trouble};
 use super::board::Board;
 use super::clock;
+use crate::fetch::error::Class;
+use crate::fetch::layer::{Filling, Layer};
 use crate::jobs::{EnsureImage, Progress};
 use crate::policy::source::spec::SourceSpec;
 use crate::policy::source::status::{Phase, Transition};
+
+/// The first seconds of an image belong to those who asked for it.
+const FILL_AFTER: Duration = Duration::from_secs(10);
+/// Between two tries of filling.
+const FILL_AGAIN: Duration = Duration::from_secs(60);
 
 /// The drivers of all sources.
 #[derive(Debug)]
@@ -86,12 +94,19 @@ async fn drive(
     spec: SourceSpec,
     mut demand: watch::Receiver<u64>,
 ) {
+    let mut fills = JoinSet::new();
     loop {
+        fills.abort_all();
         demand.mark_unchanged();
         let acquisition =
             Acquisition { rooms: &rooms, board: &board, at, spec: &spec, demand: demand.clone() };
         let retry = match acquisition.run().await {
-            Ok(()) => None,
+            Ok(layers) => {
+                if let Some(filling) = rooms.filling {
+                    fills.spawn(fill(layers, filling, spec.name.clone()));
+                }
+                None
+            }
             Err(Trouble::Refused(denied)) => {
                 board.withdraw(at);
                 board.apply(at, Transition::Refuse(denied));
@@ -123,6 +138,31 @@ async fn drive(
             None => asked.await,
         }
     }
+}
+
+/// Fills an image's layers, from the top, where its own files are. What goes wrong is tried again later: nobody waits.
+async fn fill(layers: Vec<Layer>, filling: Filling, source: String) {
+    tokio::time::sleep(FILL_AFTER).await;
+    for layer in layers.iter().rev() {
+        loop {
+            match layer.fill(filling).await {
+                Ok(true) => break,
+                Ok(false) => {
+                    tracing::info!(source, "the cache is nearly full: the image stays partly there");
+                    return;
+                }
+                Err(error) if error.class == Class::Corrupt => {
+                    tracing::warn!(source, %error, "an image cannot be filled");
+                    return;
+                }
+                Err(error) => {
+                    tracing::info!(source, %error, "filling an image is tried again later");
+                    tokio::time::sleep(FILL_AGAIN).await;
+                }
+            }
+        }
+    }
+    tracing::info!(source, "all of its image is here");
 }
 
 /// While bytes arrive, what shows them is rendered anew a few times a second.

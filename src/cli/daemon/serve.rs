@@ -189,6 +189,7 @@ impl Opened {
             let control = Arc::clone(&control);
             board.connect(jobs, move || control.changed());
         }
+        let filling = wiring::filling(&store, &config);
         let rooms = Arc::new(Rooms {
             documents: Documents::open(&facts.options.dirs.cache)?,
             store,
@@ -196,6 +197,7 @@ impl Opened {
             trees: wiring::trees_dir(&facts.options)?,
             registry: wiring::registry_options(&config, spawner),
             platform: Platform::host(),
+            filling,
             policy: config.policy,
         });
         sources.start(&rooms, config.sources);

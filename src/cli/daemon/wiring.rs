@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use super::holder::HoldOptions;
 use crate::cli::config::Config;
 use crate::fetch::credentials::Credentials;
+use crate::fetch::layer::Filling;
 use crate::fetch::registry::RegistryOptions;
 use crate::fetch::store::{Store, StoreOptions};
 use crate::fs::control::ControlOptions;
@@ -38,6 +39,12 @@ pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Ar
         ..StoreOptions::default()
     };
     Ok(Store::open(&options.dirs.cache.join("store"), store)?)
+}
+
+/// How images are filled in the background. A fifth of the cache is left to what readers bring.
+pub(crate) fn filling(store: &Store, config: &Config) -> Option<Filling> {
+    let room = store.options().quota_bytes / 5 * 4;
+    config.prefetch.fill.then_some(Filling { bandwidth: Some(config.prefetch.bandwidth), room })
 }
 
 /// Where tree files are kept.

@@ -7,23 +7,28 @@ use tokio::time::Instant;
 
 use super::flight::Trip;
 use super::{Inner, Layer, Progress};
-use crate::fetch::error::{Class, FetchError, Side};
+use crate::fetch::error::{FetchError, Side};
 use crate::fetch::index::EntryKind;
 use crate::fetch::index::file::FileRecord;
 use crate::fetch::store::Kind;
 
+/// How a layer is filled.
+#[derive(Debug, Clone, Copy)]
+pub struct Filling {
+    /// Most bytes of the blob a second; `None` for as fast as it goes.
+    pub bandwidth: Option<u64>,
+    /// Bytes of content in the whole store from which on nothing more is fetched: what readers use is not to be evicted
+    /// for what nobody asked for.
+    pub room: u64,
+}
+
 impl Layer {
-    /// Fetches everything of the layer that is not in the store, behind every reader and with at most `bandwidth` bytes a
-    /// second, of the blob. Returns when all of it is here. Dropping the future ends it after the request under way.
-    ///
-    /// A layer larger than half of the quota is left as it is: filling it would only evict what others read.
-    pub async fn fill(&self, bandwidth: Option<u64>) -> Result<(), FetchError> {
-        let inner = &self.0;
-        if inner.index.decoded_size() > inner.store.options().quota_bytes / 2 {
-            return Ok(());
-        }
+    /// Fetches what of the layer is not in the store, behind every reader. Says whether all of it is here in the end.
+    /// Dropping the future ends it after the request under way.
+    pub async fn fill(&self, filling: Filling) -> Result<bool, FetchError> {
+        let (inner, store) = (&self.0, &self.0.store);
         if !inner.index.is_of_chunks() {
-            return inner.fill_whole(bandwidth).await;
+            return inner.fill_whole(filling).await;
         }
         let mut at = 0;
         while at < inner.index.span_count() {
@@ -37,15 +42,19 @@ impl Layer {
                     format!("layer {}: {reason}", inner.blob.digest),
                 ));
             }
-            let most = inner.store.traffic.background(bandwidth).await;
+            let most = store.traffic.background(filling.bandwidth).await;
             let group = inner.missing_from(at, most);
-            let began = Instant::now();
-            let bytes = inner.range(group.clone()).1;
+            let needs: u64 =
+                group.clone().filter_map(|at| inner.index.span(at)).map(|span| span.out_len).sum();
+            if store.used_bytes().saturating_add(needs) > filling.room {
+                return Ok(false);
+            }
+            let (began, bytes) = (Instant::now(), inner.range(group.clone()).1);
             inner.bring_group(group.clone()).await?;
-            inner.store.traffic.brought(bytes, began.elapsed(), bandwidth);
+            store.traffic.brought(bytes, began.elapsed(), filling.bandwidth);
             at = group.end;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether all of the layer's content is in the store. Looks at every file.
@@ -89,23 +98,20 @@ impl Inner {
     }
 
     /// A layer that was fetched whole and lost content since: it is fetched whole again.
-    async fn fill_whole(self: &Arc<Self>, bandwidth: Option<u64>) -> Result<(), FetchError> {
+    async fn fill_whole(self: &Arc<Self>, filling: Filling) -> Result<bool, FetchError> {
         if self.is_whole() {
-            return Ok(());
+            return Ok(true);
         }
-        self.store.traffic.background(bandwidth).await;
+        self.store.traffic.background(filling.bandwidth).await;
         let turn = self.store.ingest_turn(&self.blob.digest);
         let _turn = turn.lock().await;
-        if self.is_whole() {
-            return Ok(());
+        if !self.is_whole()
+            && self.store.used_bytes().saturating_add(self.index.decoded_size()) <= filling.room
+        {
+            let progress = Progress::default();
+            crate::fetch::ingest::ingest(&self.store, &self.source, &self.blob, Some(&progress)).await?;
         }
-        crate::fetch::ingest::ingest(&self.store, &self.source, &self.blob, Some(&Progress::default()))
-            .await?;
-        if self.is_whole() {
-            return Ok(());
-        }
-        let what = format!("layer {} does not fit into the cache: raise cache.quota", self.blob.digest);
-        Err(FetchError::new(Class::Storage, Side::Local, what))
+        Ok(self.is_whole())
     }
 
     /// Whether the pack and every large file are there.

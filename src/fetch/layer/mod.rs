@@ -24,6 +24,7 @@ mod headers;
 mod landing;
 mod local;
 
+pub use fill::Filling;
 pub(in crate::fetch) use flight::Flights;
 
 use std::fs::File;
