@@ -40,7 +40,7 @@ pub(crate) enum Command {
     Umount(UmountArgs),
     Status(StatusArgs),
     Pull(PullArgs),
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     Push(PushArgs),
     Keygen(KeygenArgs),
     Sign(SignArgs),

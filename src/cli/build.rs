@@ -4,10 +4,19 @@
 //! manifest in the layout, named by a tag. The same input gives the same digest: entries are sorted, owners are
 //! root, times are `SOURCE_DATE_EPOCH` or 0, and nothing of the host gets in but its platform where none is given.
 
+mod archive;
 mod compress;
+mod estargz;
+mod first;
+mod format;
+mod hashing;
 mod image;
 mod layer;
+mod pieces;
+mod tar_split;
+mod toc;
 mod tree;
+mod zstd_chunked;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,9 +29,10 @@ use crate::fetch::sink::{self, BlobContent};
 use crate::policy::addon::{self, AddonManifest};
 use crate::policy::image::{OCI_MANIFEST, Platform};
 use crate::policy::reference::{ImageRef, Location, PinnedRef};
-use compress::LayerFormat;
+use format::LayerFormat;
 use image::{Draft, Settings};
 use layer::BuiltLayer;
+use tree::Tree;
 
 /// Build an add-on image from a folder.
 #[derive(Debug, clap::Args)]
@@ -64,8 +74,11 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "NAME=VALUE")]
     annotation: Vec<String>,
     /// What the new layers are written as
-    #[arg(long = "format", value_name = "FORMAT", value_enum, default_value_t = LayerFormat::Gzip)]
+    #[arg(long = "format", value_name = "FORMAT", value_enum, default_value_t = LayerFormat::Estargz)]
     layer_format: LayerFormat,
+    /// Paths of files that jobs read at their start, one a line: they come first in the layers, in this order
+    #[arg(long, value_name = "FILE")]
+    first: Option<PathBuf>,
     /// The platform [default: this host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
@@ -101,11 +114,7 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
                 .with_context(|| format!("cannot build on {base}"))?
         }
     };
-    let mut layers = Vec::new();
-    if let Some(rootfs) = &args.rootfs {
-        layers.push((layer::pack(rootfs, "", created, args.layer_format)?, "rootfs"));
-    }
-    layers.push((layer::pack(&args.dir, "addon", created, args.layer_format)?, "addon"));
+    let layers = layers(&args, created)?;
     for (built, what) in &layers {
         sink.put_blob(&built.descriptor, BlobContent::file(built.file.path())).await?;
         draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
@@ -118,6 +127,33 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     let digest = sink.put_manifest(OCI_MANIFEST, bytes.into(), target.tag.as_deref()).await?;
     report(&args, PinnedRef { location: target.location, tag: target.tag, digest }, &layers);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The new layers, the lower one first, and what they are.
+fn layers(args: &BuildArgs, created: u64) -> anyhow::Result<Vec<(BuiltLayer, &'static str)>> {
+    let reserved: &[&str] = if args.layer_format == LayerFormat::Estargz { &estargz::OWN_NAMES } else { &[] };
+    let mut trees = Vec::new();
+    let mut names = Vec::new();
+    if let Some(rootfs) = &args.rootfs {
+        trees.push(Tree::walk(rootfs, "", reserved)?);
+        names.push("rootfs");
+    }
+    trees.push(Tree::walk(&args.dir, "addon", reserved)?);
+    names.push("addon");
+    let first = args.first.as_deref().map_or(Ok(Vec::new()), first::read_list)?;
+    let (orders, missing) = first::order(&trees, &first);
+    if let (Some(file), [one, ..]) = (&args.first, missing.as_slice()) {
+        eprintln!(
+            "addonfs: {} of the paths in {} are in none of the new layers, such as {}",
+            missing.len(),
+            file.display(),
+            one.display()
+        );
+    }
+    let pairs = trees.iter().zip(&orders).zip(names);
+    pairs
+        .map(|((tree, order), name)| Ok((layer::pack(tree, order, created, args.layer_format)?, name)))
+        .collect()
 }
 
 /// The add-on's manifest, if it is valid; all its problems on stderr otherwise.
@@ -217,3 +253,5 @@ fn report(args: &BuildArgs, image: PinnedRef, layers: &[(BuiltLayer, &str)]) {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod toc_tests;

@@ -61,7 +61,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(args),
         Command::Status(args) => status::run(args),
         Command::Pull(args) => pull::run(args),
-        Command::Build(args) => asynchronous(build::run(args)),
+        Command::Build(args) => asynchronous(build::run(*args)),
         Command::Push(args) => asynchronous(push::run(args)),
         Command::Keygen(args) => asynchronous(keygen::run(args)),
         Command::Sign(args) => asynchronous(sign::run(args)),

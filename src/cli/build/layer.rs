@@ -1,29 +1,35 @@
-//! One layer: a folder as a (compressed) tar archive in a temporary file, with its digest and diff_id.
+//! One layer: a folder as an archive, and the archive as a blob in a temporary file, with its digest and diff_id.
 //!
-//! Plain ustar, with a PAX header where a name, a link or a size does not fit (POSIX.1-2017, `pax`).
+//! Nothing of the folder is held in memory but names, and pieces of files on their way through the threads that
+//! compress them.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write};
-use std::os::unix::ffi::OsStrExt as _;
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
-use tar::{EntryType, Header};
 use tempfile::NamedTempFile;
 
-use super::compress::{Compress, LayerFormat};
-use super::tree::{Entry, Kind, walk};
+use super::archive::{self, BLOCK, Head, padding};
+use super::compress::Compress;
+use super::first::Order;
+use super::format::LayerFormat;
+use super::hashing::Hashing;
+use super::tar_split::TarSplit;
+use super::toc::{Chunk, Content, Dialect, Toc};
+use super::tree::{Entry, Kind, Tree};
+use super::{estargz, zstd_chunked};
 use crate::policy::digest::{Digest, Hasher};
 use crate::policy::image::Descriptor;
 
-/// Length of the name and link fields of a ustar header.
-const NAME_FIELD: usize = 100;
-
-/// Largest size that 11 octal digits hold.
-const MAX_OCTAL_SIZE: u64 = 0o77_777_777_777;
-
 /// The mode of the folder that files are put under: its own would be an accident of how it was made.
 const PREFIX_MODE: u32 = 0o755;
+
+/// The mode of files that the format adds.
+const LANDMARK_MODE: u32 = 0o444;
+
+/// How much of a file is read at once.
+const READ: usize = 128 << 10;
 
 /// A layer in a temporary file.
 #[derive(Debug)]
@@ -36,154 +42,200 @@ pub(super) struct BuiltLayer {
     pub file: NamedTempFile,
 }
 
-type Archive = tar::Builder<Hashing<Compress<Hashing<File>>>>;
-
-/// Packs the content of `root` under `prefix` (empty for `/`).
-pub(super) fn pack(root: &Path, prefix: &str, mtime: u64, format: LayerFormat) -> anyhow::Result<BuiltLayer> {
-    let entries = walk(root)?;
+/// Packs a tree in the order given. All times are `mtime`.
+pub(super) fn pack(
+    tree: &Tree,
+    order: &Order,
+    mtime: u64,
+    format: LayerFormat,
+) -> anyhow::Result<BuiltLayer> {
     let file = NamedTempFile::new().context("cannot make a temporary file for a layer")?;
-    let blob = Hashing::new(file.reopen()?);
-    let mut archive = tar::Builder::new(Hashing::new(Compress::new(format, blob)?));
-    if !prefix.is_empty() {
-        let dir = Entry { path: prefix.into(), kind: Kind::Dir, mode: PREFIX_MODE };
-        append(&mut archive, root, Path::new(""), &dir, mtime)?;
+    let mut layer = Writer::new(format, mtime, file.reopen()?)?;
+    if !tree.prefix.as_os_str().is_empty() {
+        let dir = Entry { path: tree.prefix.clone(), kind: Kind::Dir, mode: PREFIX_MODE };
+        layer.add(Path::new(""), &dir, io::empty())?;
     }
-    for entry in &entries {
-        append(&mut archive, root, Path::new(prefix), entry, mtime)
-            .with_context(|| format!("cannot pack {}", root.join(&entry.path).display()))?;
+    for (nth, entry) in order.entries(tree).enumerate() {
+        if nth == order.first {
+            layer.landmark(order.first > 0)?;
+        }
+        let path = tree.root.join(&entry.path);
+        let added = match entry.kind {
+            Kind::File { .. } => File::open(&path)
+                .map_err(Into::into)
+                .and_then(|content| layer.add(&tree.prefix, entry, content)),
+            _ => layer.add(&tree.prefix, entry, io::empty()),
+        };
+        added.with_context(|| format!("cannot pack {}", path.display()))?;
     }
-    let (diff_id, _, compress) = archive.into_inner()?.finish();
-    let (digest, size, _) = compress.finish().context("cannot write a layer")?.finish();
-    let descriptor =
-        Descriptor { media_type: format.media_type().to_owned(), digest, size, annotations: Vec::new() };
+    if order.first == tree.entries.len() {
+        layer.landmark(order.first > 0)?;
+    }
+    let (descriptor, diff_id) = layer.finish().context("cannot write a layer")?;
     Ok(BuiltLayer { descriptor, diff_id, file })
 }
 
-fn append(
-    archive: &mut Archive,
-    root: &Path,
-    prefix: &Path,
-    entry: &Entry,
+type Blob = Hashing<BufWriter<File>>;
+
+/// A layer that grows.
+struct Writer {
+    format: LayerFormat,
     mtime: u64,
-) -> anyhow::Result<()> {
-    let mut header = Header::new_ustar();
-    header.set_mode(entry.mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(mtime);
-    header.set_size(0);
-    let mut pax: Vec<(&str, Vec<u8>)> = Vec::new();
-    let mut name = prefix.join(&entry.path).as_os_str().as_bytes().to_vec();
-    match &entry.kind {
-        Kind::Dir => {
-            header.set_entry_type(EntryType::Directory);
-            name.push(b'/');
+    archive: Hashing<Compress<Blob>>,
+    index: Option<Index>,
+    buffer: Vec<u8>,
+}
+
+/// What is noted of the archive for its table of contents.
+struct Index {
+    dialect: Dialect,
+    /// Most bytes of a chunk.
+    chunk: u64,
+    toc: Toc,
+    tar_split: Option<TarSplit>,
+}
+
+impl Index {
+    fn new(format: LayerFormat) -> io::Result<Option<Self>> {
+        let (dialect, tar_split) = match format {
+            LayerFormat::Estargz => (Dialect::Estargz, None),
+            LayerFormat::ZstdChunked => (Dialect::ZstdChunked, Some(TarSplit::new()?)),
+            LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::Tar => return Ok(None),
+        };
+        let chunk = format.pieces().map_or(u64::MAX, |(_, limit)| limit as u64);
+        Ok(Some(Self { dialect, chunk, toc: Toc::default(), tar_split }))
+    }
+}
+
+impl Writer {
+    fn new(format: LayerFormat, mtime: u64, file: File) -> io::Result<Self> {
+        let blob = Hashing::new(BufWriter::new(file));
+        let archive = Hashing::new(Compress::new(format, blob)?);
+        Ok(Self { format, mtime, archive, index: Index::new(format)?, buffer: vec![0; READ] })
+    }
+
+    /// Adds an entry under `prefix`; `content` is that of a file.
+    fn add(&mut self, prefix: &Path, entry: &Entry, content: impl Read) -> anyhow::Result<()> {
+        let head = archive::head(prefix, entry, self.mtime)?;
+        self.raw(&head.blocks)?;
+        let size = if let Kind::File { size } = entry.kind { size } else { 0 };
+        let noted = self.content(content, size)?;
+        self.note(entry, &head, size, noted)?;
+        self.raw(padding(size))
+    }
+
+    /// The file that tells readers of eStargz where the prefetch ends.
+    fn landmark(&mut self, prefetch: bool) -> anyhow::Result<()> {
+        if self.format != LayerFormat::Estargz {
+            return Ok(());
         }
-        Kind::File { size } => {
-            header.set_entry_type(EntryType::Regular);
-            header.set_size(*size);
-            if *size > MAX_OCTAL_SIZE {
-                pax.push(("size", size.to_string().into_bytes()));
+        let kind = Kind::File { size: estargz::LANDMARK.len() as u64 };
+        let entry = Entry { path: estargz::landmark(prefetch).into(), kind, mode: LANDMARK_MODE };
+        self.add(Path::new(""), &entry, estargz::LANDMARK)
+    }
+
+    /// Headers and padding.
+    fn raw(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.archive.write_all(bytes)?;
+        if let Some(tar_split) = self.index.as_mut().and_then(|index| index.tar_split.as_mut()) {
+            tar_split.raw(bytes);
+        }
+        Ok(())
+    }
+
+    /// The `size` bytes of a file: in chunks where there is a table of contents. A file that grows is cut; one that
+    /// shrinks would shift everything after it.
+    fn content(&mut self, mut from: impl Read, size: u64) -> anyhow::Result<Option<Content>> {
+        if size == 0 {
+            return Ok(None);
+        }
+        let Some(most) = self.index.as_ref().map(|index| index.chunk) else {
+            self.copy(&mut from, size, &mut [])?;
+            return Ok(None);
+        };
+        let (mut whole, mut chunks, mut offset) = (Hasher::new(), Vec::new(), 0);
+        while offset < size {
+            let piece = self.archive.inner().cut()?;
+            let (length, mut hasher) = (most.min(size - offset), Hasher::new());
+            // Most files are one chunk, and hashed once.
+            if size <= most {
+                self.copy(&mut from, length, &mut [&mut hasher])?;
+            } else {
+                self.copy(&mut from, length, &mut [&mut hasher, &mut whole])?;
+            }
+            chunks.push(Chunk { piece, offset, size: length, digest: hasher.finish() });
+            offset += length;
+        }
+        let digest = match chunks.as_slice() {
+            [only] => only.digest,
+            _ => whole.finish(),
+        };
+        // In zstd:chunked a chunk's frames hold nothing else; in eStargz the headers that follow go with it.
+        let after = match self.format {
+            LayerFormat::ZstdChunked => self.archive.inner().cut()?,
+            _ => Default::default(),
+        };
+        Ok(Some(Content { digest, chunks, after }))
+    }
+
+    fn copy(&mut self, from: &mut impl Read, size: u64, hashers: &mut [&mut Hasher]) -> anyhow::Result<()> {
+        let mut left = size;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let read = match from.read(self.buffer.get_mut(..most).unwrap_or_default()) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
+            anyhow::ensure!(read > 0, "it shrank while it was read: build again");
+            let bytes = self.buffer.get(..read).unwrap_or_default();
+            self.archive.write_all(bytes)?;
+            for hasher in hashers.iter_mut() {
+                hasher.update(bytes);
+            }
+            if let Some(tar_split) = self.index.as_mut().and_then(|index| index.tar_split.as_mut()) {
+                tar_split.content(bytes);
+            }
+            left -= read as u64;
+        }
+        Ok(())
+    }
+
+    fn note(
+        &mut self,
+        entry: &Entry,
+        head: &Head,
+        size: u64,
+        content: Option<Content>,
+    ) -> anyhow::Result<()> {
+        let Some(index) = &mut self.index else { return Ok(()) };
+        let name = index.toc.push(index.dialect, entry, head, self.mtime, content)?;
+        if let Some(tar_split) = &mut index.tar_split {
+            tar_split.entry(&name, size)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the archive and the blob.
+    fn finish(mut self) -> anyhow::Result<(Descriptor, Digest)> {
+        if self.format != LayerFormat::Estargz {
+            self.raw(&[0; 2 * BLOCK])?;
+        }
+        let (compress, archive) = self.archive.with(io::sink());
+        let (mut blob, offsets) = compress.finish()?;
+        let (mut archive, mut annotations) = (archive, Vec::new());
+        match self.index {
+            None => {}
+            Some(Index { toc, tar_split: Some(tar_split), .. }) => {
+                annotations = zstd_chunked::finish(toc, tar_split, &offsets, &mut blob)?;
+            }
+            Some(Index { toc, tar_split: None, .. }) => {
+                let digest = estargz::finish(toc, &offsets, &mut archive, &mut blob)?;
+                annotations = estargz::annotations(&digest, archive.size());
             }
         }
-        Kind::Hardlink(first) => {
-            header.set_entry_type(EntryType::Link);
-            set_link(&mut header, prefix.join(first).as_os_str().as_bytes(), &mut pax)?;
-        }
-        Kind::Symlink(target) => {
-            header.set_entry_type(EntryType::Symlink);
-            set_link(&mut header, target.as_os_str().as_bytes(), &mut pax)?;
-        }
-        Kind::Char { major, minor } | Kind::Block { major, minor } => {
-            let is_char = matches!(entry.kind, Kind::Char { .. });
-            header.set_entry_type(if is_char { EntryType::Char } else { EntryType::Block });
-            header.set_device_major(*major)?;
-            header.set_device_minor(*minor)?;
-        }
-        Kind::Fifo => header.set_entry_type(EntryType::Fifo),
-    }
-    set_name(&mut header, &name, &mut pax);
-    let extensions = pax.iter().map(|(key, value)| (*key, value.as_slice()));
-    archive.append_pax_extensions(extensions)?;
-    header.set_cksum();
-    match entry.kind {
-        Kind::File { size } => {
-            let path = root.join(&entry.path);
-            let file = File::open(&path)?;
-            // A file that grows is cut; one that shrinks would shift everything after it.
-            let mut content = Counted { inner: file.take(size), read: 0 };
-            archive.append(&header, &mut content)?;
-            anyhow::ensure!(content.read == size, "it shrank while it was read: build again");
-        }
-        _ => archive.append(&header, io::empty())?,
-    }
-    Ok(())
-}
-
-/// Short names go into the header, long ones into a PAX header with a cut one for readers that ignore it.
-fn set_name(header: &mut Header, name: &[u8], pax: &mut Vec<(&str, Vec<u8>)>) {
-    if name.len() > NAME_FIELD {
-        pax.push(("path", name.to_vec()));
-    }
-    put(header, 0, name);
-}
-
-fn set_link(header: &mut Header, target: &[u8], pax: &mut Vec<(&str, Vec<u8>)>) -> anyhow::Result<()> {
-    anyhow::ensure!(!target.is_empty(), "the link points nowhere");
-    if target.len() > NAME_FIELD {
-        pax.push(("linkpath", target.to_vec()));
-    }
-    // Field `linkname` of a ustar header.
-    put(header, 157, target);
-    Ok(())
-}
-
-fn put(header: &mut Header, offset: usize, text: &[u8]) {
-    let field = header.as_mut_bytes().iter_mut().skip(offset).take(NAME_FIELD);
-    for (to, from) in field.zip(text) {
-        *to = *from;
-    }
-}
-
-/// Counts and hashes what passes.
-struct Hashing<W> {
-    inner: W,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl<W> Hashing<W> {
-    fn new(inner: W) -> Self {
-        Self { inner, hasher: Hasher::new(), size: 0 }
-    }
-
-    fn finish(self) -> (Digest, u64, W) {
-        (self.hasher.finish(), self.size, self.inner)
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.hasher.update(bytes.get(..written).unwrap_or_default());
-        self.size += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-struct Counted<R> {
-    inner: R,
-    read: u64,
-}
-
-impl<R: io::Read> io::Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.read += read as u64;
-        Ok(read)
+        blob.flush()?;
+        let (digest, size, _) = blob.finish();
+        let media_type = self.format.media_type().to_owned();
+        Ok((Descriptor { media_type, digest, size, annotations }, archive.finish().0))
     }
 }

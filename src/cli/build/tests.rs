@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::process::Command;
 
 use super::*;
+use crate::policy::digest::Digest;
 
 const MANIFEST: &str =
     "name: sample\nversion: 1.0.0\nentrypoints:\n  - id: backup\n    command: [/addon/backup.sh]\n";
@@ -44,16 +45,44 @@ fn unpack(layout: &str, to: &Path) {
     tool("umoci", &["unpack", "--image", layout, &to.display().to_string()]);
 }
 
-/// Compressed or not, the archive is the same, and other tools agree with what the config says of it.
+/// What lies in a folder: name, mode, size, links, content.
+fn listing(root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = std::fs::symlink_metadata(&path).unwrap();
+            let content = if metadata.is_symlink() {
+                std::fs::read_link(&path).unwrap().display().to_string()
+            } else if metadata.is_dir() {
+                folders.push(path.clone());
+                String::new()
+            } else {
+                Digest::of(&std::fs::read(&path).unwrap()).to_string()
+            };
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            let links = if metadata.is_dir() { 0 } else { metadata.nlink() };
+            lines.push(format!("{name} {:o} {links} {} {content}", metadata.mode(), metadata.mtime()));
+        }
+    }
+    lines.sort();
+    lines
+}
+
+/// In every format the same input gives the same digest, and other tools unpack the same tree.
 #[tokio::test]
-async fn every_format_is_the_same_archive_to_other_tools() {
+async fn every_format_is_the_same_tree_to_other_tools() {
     let temp = tempfile::tempdir().unwrap();
     let (dir, layouts) = (temp.path().join("sample"), temp.path().join("layouts"));
     sample(&dir);
-    let noise: Vec<u8> = (0..700_000_u32).flat_map(|n| n.wrapping_mul(n ^ 0x9e37).to_le_bytes()).collect();
-    std::fs::write(dir.join("noise"), noise).unwrap(); // several frames
-    let mut diff_ids = Vec::new();
-    for (format, suffix) in [("gzip", "+gzip"), ("zstd", "+zstd"), ("tar", "")] {
+    let noise: Vec<u8> = (0..1_300_000_u32).flat_map(|n| n.wrapping_mul(n ^ 0x9e37).to_le_bytes()).collect();
+    std::fs::write(dir.join("noise"), noise).unwrap(); // several chunks, several frames
+    std::fs::write(dir.join("none"), "").unwrap();
+    let (mut diff_ids, mut trees) = (Vec::new(), Vec::new());
+    for (format, suffix) in
+        [("estargz", "+gzip"), ("zstd-chunked", "+zstd"), ("gzip", "+gzip"), ("zstd", "+zstd"), ("tar", "")]
+    {
         let mut digests = Vec::new();
         for round in ["1", "2"] {
             let layout = layouts.join(format!("{format}{round}")).display().to_string();
@@ -77,8 +106,29 @@ async fn every_format_is_the_same_archive_to_other_tools() {
         let layer = layouts.join(format!("{format}-plain")).join(diff_id.trim_start_matches("sha256:"));
         assert!(layer.exists(), "{format}: {}", layer.display());
         diff_ids.push(diff_id);
+
+        // umoci reads no zstd
+        let unpacked = if suffix == "+zstd" {
+            let gzip = layouts.join(format!("{format}-gzip")).display().to_string();
+            let words = ["copy", "-q", "--dest-compress-format", "gzip", &plain, &format!("oci:{gzip}:v1")];
+            tool("skopeo", &words);
+            format!("{gzip}:v1")
+        } else {
+            image.trim_start_matches("oci:").to_owned()
+        };
+        let bundle = layouts.join(format!("{format}-bundle"));
+        unpack(&unpacked, &bundle);
+        let mut tree = listing(&bundle.join("rootfs"));
+        if format == "estargz" {
+            let before = tree.len();
+            tree.retain(|line| !estargz::OWN_NAMES.iter().any(|name| line.starts_with(&format!("{name} "))));
+            assert_eq!(before - tree.len(), 2, "the table of contents and a landmark");
+        }
+        trees.push(tree);
     }
-    assert!(diff_ids.iter().all(|id| *id == diff_ids[0]), "{diff_ids:?}");
+    assert!(trees[0].len() >= 10, "{trees:?}");
+    assert!(trees.iter().all(|tree| *tree == trees[0]), "{trees:#?}");
+    assert!(diff_ids[1..].iter().all(|id| *id == diff_ids[1]), "{diff_ids:?}");
 }
 
 #[tokio::test]
@@ -147,6 +197,32 @@ async fn the_same_input_gives_the_same_digest() {
     assert_ne!(digests[0], changed);
     // The tag moved: it does not name two images.
     assert_eq!(tool("umoci", &["ls", "--layout", temp.path().join("b.oci").to_str().unwrap()]), "v1\n");
+}
+
+#[tokio::test]
+async fn a_list_of_what_is_read_first_is_part_of_the_digest() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, list) = (temp.path().join("sample"), temp.path().join("list"));
+    sample(&dir);
+    std::fs::write(&list, "/addon/sub/same.sh\n/bin/of-the-base\n").unwrap();
+    let mut digests = Vec::new();
+    for (nth, more) in [vec!["--first", list.to_str().unwrap()], vec![]].into_iter().enumerate() {
+        let output = format!("oci:{}:v1", temp.path().join(nth.to_string()).display());
+        let words = [&[dir.to_str().unwrap(), "--output", &output], more.as_slice()].concat();
+        assert_eq!(built(&words).await, ExitCode::SUCCESS);
+        digests.push(tool("skopeo", &["inspect", "--format", "{{.Digest}}", &output]));
+        let bundle = temp.path().join(format!("bundle{nth}"));
+        unpack(output.trim_start_matches("oci:"), &bundle);
+        assert_eq!(bundle.join("rootfs/.prefetch.landmark").exists(), nth == 0);
+        let script = std::fs::metadata(bundle.join("rootfs/addon/backup.sh")).unwrap();
+        assert_eq!((script.mode() & 0o7777, script.nlink()), (0o4755, 2));
+    }
+    assert_ne!(digests[0], digests[1]);
+    let gone = temp.path().join("gone").display().to_string();
+    let output = format!("oci:{}", temp.path().join("out").display());
+    let refused =
+        run(args(&[dir.to_str().unwrap(), "--output", &output, "--first", &gone])).await.unwrap_err();
+    assert!(format!("{refused:#}").contains(&gone), "{refused:#}");
 }
 
 #[tokio::test]

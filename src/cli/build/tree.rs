@@ -47,15 +47,31 @@ pub(super) enum Kind {
     Fifo,
 }
 
-/// Everything in `root`, without `root` itself. Symbolic links are kept, not followed; sockets are left out.
-pub(super) fn walk(root: &Path) -> anyhow::Result<Vec<Entry>> {
-    let mut walk = Walk { root, entries: Vec::new(), seen: HashMap::new() };
-    walk.folder(Path::new(""), 0)?;
-    Ok(walk.entries)
+/// A folder to pack.
+#[derive(Debug)]
+pub(super) struct Tree {
+    /// The folder.
+    pub root: PathBuf,
+    /// Where it goes in the image: empty for `/`.
+    pub prefix: PathBuf,
+    /// What is in it.
+    pub entries: Vec<Entry>,
+}
+
+impl Tree {
+    /// Everything in `root`, without `root` itself. Symbolic links are kept, not followed; sockets are left out, and
+    /// what has one of the names `reserved` in the image's root.
+    pub(super) fn walk(root: &Path, prefix: &str, reserved: &[&str]) -> anyhow::Result<Self> {
+        let reserved = if prefix.is_empty() { reserved } else { &[] };
+        let mut walk = Walk { root, reserved, entries: Vec::new(), seen: HashMap::new() };
+        walk.folder(Path::new(""), 0)?;
+        Ok(Self { root: root.to_owned(), prefix: prefix.into(), entries: walk.entries })
+    }
 }
 
 struct Walk<'r> {
     root: &'r Path,
+    reserved: &'r [&'r str],
     entries: Vec<Entry>,
     /// The first name of a file that has several.
     seen: HashMap<(u64, u64), PathBuf>,
@@ -78,6 +94,13 @@ impl Walk<'_> {
                 "{} would delete files of lower layers: a name in a layer must not begin with .wh.",
                 full.display()
             );
+            if depth == 0 && self.reserved.iter().any(|reserved| name == **reserved) {
+                eprintln!(
+                    "addonfs: {} is left out: the layer's format has a file of this name",
+                    full.display()
+                );
+                continue;
+            }
             let metadata =
                 fs::symlink_metadata(&full).with_context(|| format!("cannot look at {}", full.display()))?;
             let Some(kind) = self.kind(&path, &full, &metadata)? else { continue };
