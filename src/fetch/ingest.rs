@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 use super::error::{Class, FetchError, Side};
 use super::index::build::{IndexBuilder, NewSpan, SpanBuilder, Summary};
 use super::index::decode::{Checkpoint, Event, Scanner};
-use super::index::file::Format;
+use super::index::file::{Format, Proof};
 use super::index::tar::{Decoded, MemberKind, Walker};
 use super::index::{estargz, zstd_chunked};
 use super::source::BlobSource;
@@ -320,7 +320,7 @@ impl Arriving {
             in_end,
             out_start,
             out_len: self.at - out_start,
-            digest,
+            proof: Proof::Decoded(digest),
             window: checkpoint.window,
             skip: 0,
             entry: None,
@@ -362,7 +362,7 @@ fn write(mut stage: Stage, limit: u64, input: Receiver<Step>) -> Result<Written,
             let mut content = stage.begin(*size)?;
             walker.data(|offset, bytes| stage.write(&mut content, offset, bytes))?;
             let staged = stage.end(content)?;
-            number = entries.file(&staged.digest, *size, staged.pack_offset, extents)?;
+            number = entries.file(Some(&staged.digest), *size, staged.pack_offset, extents)?;
         }
         entries.entry(&member, number)?;
     }

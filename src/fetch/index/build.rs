@@ -8,7 +8,10 @@ use std::path::Path;
 
 use tempfile::SpooledTempFile;
 
-use super::file::{Format, HEADER, LayerIndex, MAGIC, NOT_PACKED, SECTIONS, Section, SpanKind, VERSION};
+use super::file::{
+    DIGEST_UNKNOWN, Format, HEADER, LayerIndex, MAGIC, NOT_PACKED, Proof, SECTIONS, Section, SpanKind,
+    VERSION,
+};
 use super::sparse::Extent;
 use super::tar::{Member, MemberKind, Walker};
 use crate::fetch::error::{FetchError, Side};
@@ -35,7 +38,7 @@ pub(crate) struct NewSpan {
     pub in_end: u64,
     pub out_start: u64,
     pub out_len: u64,
-    pub digest: Digest,
+    pub proof: Proof,
     pub window: Vec<u8>,
     pub skip: u32,
     pub entry: Option<u32>,
@@ -69,10 +72,10 @@ impl IndexBuilder {
         Self { spools: std::array::from_fn(|_| spool()) }
     }
 
-    /// Adds a regular file's content and returns its number.
+    /// Adds a regular file's content and returns its number. Its entry must be the next that is added.
     pub(crate) fn file(
         &mut self,
-        digest: &Digest,
+        digest: Option<&Digest>,
         size: u64,
         pack_offset: Option<u64>,
         extents: &[Extent],
@@ -85,10 +88,11 @@ impl IndexBuilder {
         let number = self.next(Section::Files)?;
         let count = u32::try_from(extents.len()).map_err(|_| too_large())?;
         let mut record = Vec::with_capacity(Section::Files.record());
-        record.extend(digest.as_bytes());
+        record.extend(digest.map_or([0; 32], |digest| *digest.as_bytes()));
         record.extend(size.to_le_bytes());
         record.extend(pack_offset.unwrap_or(NOT_PACKED).to_le_bytes());
-        record.extend([first, count, 0, 0].map(u32::to_le_bytes).concat());
+        let flags = if digest.is_none() { DIGEST_UNKNOWN } else { 0 };
+        record.extend([first, count, self.next(Section::Entries)?, flags].map(u32::to_le_bytes).concat());
         self.append(Section::Files, &record)?;
         Ok(number)
     }
@@ -189,8 +193,12 @@ impl SpanBuilder {
         let numbers = [span.in_start, span.in_end, span.out_start, span.out_len, window_offset];
         let mut record = numbers.map(u64::to_le_bytes).concat();
         record.extend(window_len.to_le_bytes());
-        record.extend([kind, bits, 0, 0]);
-        record.extend(span.digest.as_bytes());
+        let (proof, digest) = match &span.proof {
+            Proof::Decoded(digest) => (0, digest),
+            Proof::Encoded(digest) => (1, digest),
+        };
+        record.extend([kind, bits, proof, 0]);
+        record.extend(digest.as_bytes());
         let entry = span.entry.map_or(Some(0), |entry| entry.checked_add(1)).ok_or_else(too_large)?;
         record.extend([span.skip, entry].map(u32::to_le_bytes).concat());
         self.spans.append(&record)
@@ -246,7 +254,7 @@ pub fn index_tar(tar: &[u8]) -> Result<LayerIndex, FetchError> {
                 content.add(offset, bytes);
                 Ok(())
             })?;
-            number = builder.file(&content.finish(), *size, None, extents)?;
+            number = builder.file(Some(&content.finish()), *size, None, extents)?;
         }
         builder.entry(&member, number)?;
     }
@@ -258,7 +266,7 @@ pub fn index_tar(tar: &[u8]) -> Result<LayerIndex, FetchError> {
             in_end: size,
             out_start: 0,
             out_len: size,
-            digest: layer,
+            proof: Proof::Decoded(layer),
             window: Vec::new(),
             skip: 0,
             entry: None,

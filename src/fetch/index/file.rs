@@ -15,6 +15,10 @@
 //!
 //! An index that was made from a table of contents (`toc`) has one span a chunk. Its *decoded tar* is then only the
 //! chunks, one after the other: the headers between them are nobody's content.
+//!
+//! An index that was made from a SOCI zTOC (`ztoc`) knows spans by the digest of their *encoded* bytes, and no digests of
+//! files. What the decoded bytes are is learned when they are decoded, and kept beside the index
+//! (`../layer/learned.rs`).
 
 use std::fs::File;
 use std::path::Path;
@@ -27,12 +31,14 @@ use crate::policy::digest::Digest;
 pub(super) const MAGIC: &[u8; 8] = b"addnfsLI";
 /// The version of layer indexes. Raise it with every change of the layout, and of which files a layer has: merged trees
 /// name files by their number in the index.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 pub(super) const HEADER: usize = 184;
 const SECTIONS_AT: usize = 72;
 const DIGEST: usize = 32;
 /// [`FileRecord::pack_offset`] of a file that is not in the pack.
 pub(super) const NOT_PACKED: u64 = u64::MAX;
+/// Flag of a file whose digest is not known.
+pub(super) const DIGEST_UNKNOWN: u32 = 1;
 
 /// The sections, in their order.
 #[derive(Debug, Clone, Copy)]
@@ -103,8 +109,12 @@ impl Format {
 /// What the index says about a regular file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileRecord {
-    /// Of the content, holes included.
-    pub digest: Digest,
+    /// Its number.
+    pub number: u32,
+    /// The number of its entry.
+    pub entry: u32,
+    /// Of the content, holes included; `None` until it is learned.
+    pub digest: Option<Digest>,
     pub size: u64,
     /// Where the content lies in the layer's pack; `None` for files kept on their own.
     pub pack_offset: Option<u64>,
@@ -125,6 +135,16 @@ pub(crate) enum SpanKind {
     ZstdFrames,
 }
 
+/// What proves a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// The digest of the decoded bytes.
+    Decoded(Digest),
+    /// The digest of the blob's bytes from `in_start` up to `in_end`, which together with the window decide what they
+    /// decode to.
+    Encoded(Digest),
+}
+
 /// A part of the decoded tar that can be decoded alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -135,8 +155,7 @@ pub(crate) struct Span {
     /// Bytes of the decoded tar that come out.
     pub out_start: u64,
     pub out_len: u64,
-    /// Of the decoded bytes.
-    pub digest: Digest,
+    pub proof: Proof,
     /// Decoded bytes before it in the same member or frame, which belong to other spans.
     pub skip: u32,
     /// Of a span that is a chunk of a file: the number of that file's entry.
@@ -253,16 +272,19 @@ impl LayerIndex {
         u32::try_from(self.count(Section::Files)).unwrap_or(u32::MAX)
     }
 
-    /// The digest of the content of file number `file` (holes included), and its size.
+    /// The digest of the content of file number `file` (holes included), and its size. `None`, too, where only reading
+    /// the file would tell the digest.
     pub fn file_content(&self, file: u32) -> Option<(Digest, u64)> {
-        self.file(file).map(|record| (record.digest, record.size))
+        self.file(file).and_then(|record| Some((record.digest?, record.size)))
     }
 
     pub(crate) fn file(&self, file: u32) -> Option<FileRecord> {
         let record = self.record(Section::Files, file as usize)?;
         let pack_offset = u64_at(record, 40);
         Some(FileRecord {
-            digest: digest_at(record, 0),
+            number: file,
+            entry: u32_at(record, 56),
+            digest: (u32_at(record, 60) & DIGEST_UNKNOWN == 0).then(|| digest_at(record, 0)),
             size: u64_at(record, 32),
             pack_offset: (pack_offset != NOT_PACKED).then_some(pack_offset),
             extent_first: u32_at(record, 48),
@@ -288,6 +310,13 @@ impl LayerIndex {
         self.span(0).is_some_and(|span| span.entry.is_some())
     }
 
+    /// Whether spans are proven by their encoded bytes, and what they decode to is learned: an index from a zTOC.
+    pub(crate) fn has_to_learn(&self) -> bool {
+        let mut files = (0..self.file_count()).filter_map(|at| self.file(at));
+        self.span(0).is_some_and(|span| matches!(span.proof, Proof::Encoded(_)))
+            || files.find(|file| file.size > 0).is_some_and(|file| file.digest.is_none())
+    }
+
     pub(crate) fn span_count(&self) -> usize {
         self.count(Section::Spans)
     }
@@ -308,7 +337,11 @@ impl LayerIndex {
             out_len: u64_at(record, 24),
             window_offset: u64_at(record, 32),
             window_len: u32_at(record, 40),
-            digest: digest_at(record, 48),
+            proof: match record.get(46)? {
+                0 => Proof::Decoded(digest_at(record, 48)),
+                1 => Proof::Encoded(digest_at(record, 48)),
+                _ => return None,
+            },
             skip: u32_at(record, 80),
             entry: u32_at(record, 84).checked_sub(1),
         })
@@ -350,6 +383,29 @@ impl LayerIndex {
 
     fn string(&self, offset: u32, len: u32) -> Option<&[u8]> {
         self.section(Section::Strings).get(offset as usize..)?.get(..len as usize)
+    }
+
+    /// The first file whose content ends at `offset` of the decoded tar or behind it, of files that lie in order.
+    pub(crate) fn first_file_ending_from(&self, offset: u64) -> u32 {
+        let (mut low, mut high) = (0, self.file_count());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // A file without content is passed over with the one before it.
+            let with_content = (low..=middle).rev().filter_map(|at| self.file(at)).find(|file| file.size > 0);
+            let end = with_content.and_then(|file| self.extents(&file).last());
+            if end.is_none_or(|extent| extent.offset + extent.len < offset) {
+                low = middle + 1
+            } else {
+                high = middle
+            }
+        }
+        low
+    }
+
+    /// What tells this index from any other.
+    pub(crate) fn fingerprint(&self) -> Digest {
+        let bytes = self.as_bytes();
+        digest_at(bytes, bytes.len().saturating_sub(DIGEST))
     }
 
     /// The index as it stands on disk.
@@ -422,7 +478,11 @@ impl LayerIndex {
                 let packed = file.pack_offset.is_none_or(|offset| {
                     offset.checked_add(file.size).is_some_and(|end| end <= self.pack_size)
                 });
-                packed && extents.len() == file.extent_count as usize && self.extents_fit(&extents, file.size)
+                let entry = (file.entry as usize) < self.len();
+                packed
+                    && entry
+                    && extents.len() == file.extent_count as usize
+                    && self.extents_fit(&extents, file.size)
             })
         });
         entries && files && self.spans_are_sound()

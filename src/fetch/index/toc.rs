@@ -24,7 +24,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::build::{IndexBuilder, NewSpan, SpanBuilder, Summary};
 use super::decode::MAX_SPAN;
-use super::file::{Format, LayerIndex, SpanKind};
+use super::file::{Format, LayerIndex, Proof, SpanKind};
 use super::path;
 use super::sparse::Extent;
 use super::tar::{MAX_ENTRIES, Member, MemberKind, symlink_target};
@@ -275,7 +275,7 @@ impl Reader {
         }
         let pack_offset = (file.size < LARGE_FILE).then_some(self.pack);
         self.pack += pack_offset.map_or(0, |_| file.size);
-        let number = self.entries.file(&digest, file.size, pack_offset, &extents)?;
+        let number = self.entries.file(Some(&digest), file.size, pack_offset, &extents)?;
         self.entries.entry(&file.member, number)?;
         self.count += 1;
         Ok(())
@@ -312,7 +312,7 @@ impl Reader {
             in_end: end,
             out_start: offset,
             out_len: len,
-            digest,
+            proof: Proof::Decoded(digest),
             window: Vec::new(),
             skip: place.skip,
             entry: Some(self.count),

@@ -97,21 +97,24 @@ impl Inner {
         if self.ahead.marked(number) {
             return true;
         }
-        let here = self.index.span(number).is_none_or(|span| self.in_store(&span));
+        let here = self.index.span(number).is_none_or(|span| self.in_store(number, &span));
         if here {
             self.ahead.mark(number);
         }
         here
     }
 
-    fn in_store(&self, span: &Span) -> bool {
-        if self.store.has_chunk(&span.digest) {
+    fn in_store(&self, number: usize, span: &Span) -> bool {
+        if self.has_span(number, span) {
             return true;
         }
         let Some(file) = self.file_of(span) else { return false };
-        match file.pack_offset {
-            Some(offset) => self.store.packed(&self.blob.digest, offset, file.size, &file.digest).is_some(),
-            None => self.store.has(Kind::File, &file.digest),
+        match (file.digest, file.pack_offset) {
+            (None, _) => false,
+            (Some(digest), Some(offset)) => {
+                self.store.packed(&self.blob.digest, offset, file.size, &digest).is_some()
+            }
+            (Some(digest), None) => self.store.has(Kind::File, &digest),
         }
     }
 }

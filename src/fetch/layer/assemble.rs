@@ -10,14 +10,14 @@ impl Inner {
     pub(super) fn can_assemble(&self, file: &FileRecord) -> bool {
         // Half the quota: the chunks it is made from take as much again until they are evicted.
         file.size < self.store.options().quota_bytes / 2
-            && !self.store.has(Kind::File, &file.digest)
+            && file.digest.is_none_or(|digest| !self.store.has(Kind::File, &digest))
             && self.index.extents(file).all(|extent| {
                 let mut spans = self.index.spans_covering(extent.offset, extent.len);
-                spans.all(|at| self.index.span(at).is_some_and(|span| self.store.has_chunk(&span.digest)))
+                spans.all(|at| self.index.span(at).is_some_and(|span| self.has_span(at, &span)))
             })
     }
 
-    /// Writes the file. Every span is proven when it is read, and the whole again by the file's digest.
+    /// Writes the file. Every span is proven when it is read, and the whole again by the file's digest where it is known.
     pub(super) fn assemble_now(&self, file: &FileRecord) -> Result<(), FetchError> {
         let mut stage = Stage::new(&self.store)?;
         let mut content = stage.begin(file.size)?;
@@ -25,7 +25,7 @@ impl Inner {
             let end = extent.offset + extent.len;
             for number in self.index.spans_covering(extent.offset, extent.len) {
                 let Some(span) = self.index.span(number) else { continue };
-                let Some(bytes) = self.store.chunk(&span.digest, span.out_len) else { return Ok(()) };
+                let Some(bytes) = self.span_here(number, &span) else { return Ok(()) };
                 let from = extent.offset.max(span.out_start);
                 let to = end.min(span.out_start + span.out_len);
                 let part = bytes.get((from - span.out_start) as usize..(to - span.out_start) as usize);
@@ -33,8 +33,12 @@ impl Inner {
                 stage.write(&mut content, offset, part.unwrap_or_default())?;
             }
         }
-        if stage.end(content)?.digest == file.digest {
+        let digest = stage.end(content)?.digest;
+        if file.digest.is_none_or(|known| known == digest) {
             stage.publish_files()?;
+            if let Some(learned) = self.learned.as_ref().filter(|_| file.digest.is_none()) {
+                learned.learn_file(file.number, &digest);
+            }
             if self.index.is_of_chunks() {
                 self.forget_chunks(file);
             }
@@ -49,8 +53,9 @@ impl Inner {
     fn forget_chunks(&self, file: &FileRecord) {
         for extent in self.index.extents(file) {
             for number in self.index.spans_covering(extent.offset, extent.len) {
-                if let Some(span) = self.index.span(number) {
-                    self.store.discard(Kind::Chunk, &span.digest);
+                let digest = self.index.span(number).and_then(|span| self.decoded_digest(number, &span));
+                if let Some(digest) = digest {
+                    self.store.discard(Kind::Chunk, &digest);
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::flight::Trip;
 use super::{Inner, Layer, Progress};
 use crate::fetch::error::{FetchError, Side};
 use crate::fetch::index::EntryKind;
-use crate::fetch::index::file::FileRecord;
+use crate::fetch::index::file::{FileRecord, Span};
 use crate::fetch::store::Kind;
 
 /// How a layer is filled.
@@ -27,7 +27,7 @@ impl Layer {
     /// Dropping the future ends it after the request under way.
     pub async fn fill(&self, filling: Filling) -> Result<bool, FetchError> {
         let (inner, store) = (&self.0, &self.0.store);
-        if !inner.index.is_of_chunks() {
+        if !inner.is_read_by_ranges() {
             return inner.fill_whole(filling).await;
         }
         let mut at = 0;
@@ -60,7 +60,7 @@ impl Layer {
     /// Whether all of the layer's content is in the store. Looks at every file.
     pub fn is_complete(&self) -> bool {
         let inner = &self.0;
-        if inner.index.is_of_chunks() {
+        if inner.is_read_by_ranges() {
             (0..inner.index.span_count()).all(|span| inner.is_here(span))
         } else {
             inner.is_whole()
@@ -87,14 +87,27 @@ impl Inner {
         for flight in self.board(&[trip], None) {
             flight.await?;
         }
-        let files: Vec<FileRecord> = group
-            .filter_map(|number| self.index.span(number))
-            .filter_map(|span| self.file_of(&span).filter(|file| file.digest != span.digest))
-            .collect();
-        for file in files {
+        for file in self.large_files_of(group) {
             Arc::clone(self).assemble(file).await;
         }
         Ok(())
+    }
+
+    /// Whether the layer was never here whole: its index came without its content.
+    fn is_read_by_ranges(&self) -> bool {
+        self.index.is_of_chunks() || self.learned.is_some()
+    }
+
+    /// The files that spans are parts of and that are kept on their own.
+    fn large_files_of(&self, spans: Range<usize>) -> Vec<FileRecord> {
+        let of_span = |span: Span| -> Vec<FileRecord> {
+            let of_tar = self.learned.is_some().then(|| self.files_from(&span)).into_iter().flatten();
+            of_tar.chain(self.file_of(&span)).filter(|file| file.pack_offset.is_none()).collect()
+        };
+        let mut files: Vec<_> =
+            spans.filter_map(|number| self.index.span(number)).flat_map(of_span).collect();
+        files.dedup();
+        files
     }
 
     /// A layer that was fetched whole and lost content since: it is fetched whole again.
@@ -118,10 +131,10 @@ impl Inner {
     fn is_whole(&self) -> bool {
         let pack = self.index.pack_size() == 0 || self.store.has(Kind::Pack, &self.blob.digest);
         pack && self.index.entries().all(|entry| match entry.kind {
-            EntryKind::File { file, .. } => self
-                .index
-                .file(file)
-                .is_some_and(|file| file.pack_offset.is_some() || self.store.has(Kind::File, &file.digest)),
+            EntryKind::File { file, .. } => self.index.file(file).is_some_and(|file| {
+                file.pack_offset.is_some()
+                    || file.digest.is_some_and(|digest| self.store.has(Kind::File, &digest))
+            }),
             _ => true,
         })
     }

@@ -196,6 +196,8 @@ impl Inner {
 
     /// Makes the file plain again if all of it is here by now.
     pub(super) async fn assemble(self: Arc<Self>, file: FileRecord) {
+        // Its digest may have been learned since.
+        let Some(file) = self.file(file.number) else { return };
         if file.size < LARGE_FILE || !self.can_assemble(&file) {
             return;
         }

@@ -16,8 +16,13 @@ pub(super) fn compare(index: &LayerIndex, entry: usize, behind: &[u8]) -> Result
         return Ok(());
     };
     let padding = usize::try_from(size.wrapping_neg() % BLOCK).unwrap_or(0);
-    let mut walker = Walker::new(behind.get(padding..).unwrap_or_default());
-    for at in entry + 1.. {
+    compare_from(index, entry + 1, behind.get(padding..).unwrap_or_default())
+}
+
+/// Compares the headers in `tar`, which begins with the header of entry number `first`, up to the next content.
+pub(super) fn compare_from(index: &LayerIndex, first: usize, tar: &[u8]) -> Result<(), String> {
+    let mut walker = Walker::new(tar);
+    for at in first.. {
         let Ok(Some(member)) = walker.next() else { break };
         match index.entry(at) {
             Some(entry) => agree(&entry, &member)?,

@@ -12,10 +12,11 @@ use super::Inner;
 use super::flight::Spans;
 use super::headers;
 use crate::fetch::error::{FetchError, Side};
-use crate::fetch::index::EntryKind;
 use crate::fetch::index::decode::decode_span;
-use crate::fetch::index::file::{FileRecord, Span};
+use crate::fetch::index::file::{FileRecord, Proof, Span};
+use crate::fetch::index::{EntryKind, LayerIndex};
 use crate::fetch::verified::VerifiedBytes;
+use crate::policy::digest::Digest;
 
 /// Decoded bytes behind a file that are looked at: the headers of a few dozen directories or links.
 const BEHIND: usize = 32 << 10;
@@ -65,6 +66,12 @@ impl Inner {
         let (from, to) =
             (first.in_start.wrapping_sub(start) as usize, last.in_end.wrapping_sub(start) as usize);
         let input = blob.get(from..to).unwrap_or_default();
+        if let Proof::Encoded(digest) = first.proof
+            && !digest.matches(input)
+        {
+            let what = format!("its bytes in the blob do not have the digest {digest}");
+            return Err(FetchError::corrupt(Side::Remote, what));
+        }
         let len = usize::try_from(u64::from(last.skip) + last.out_len).unwrap_or(usize::MAX);
         let behind = if self.ends_its_file(*last_number, last) { BEHIND } else { 0 };
         let decoded = Bytes::from(decode_span(first.kind, input, self.index.window(first), len, behind)?);
@@ -76,13 +83,20 @@ impl Inner {
                 Some(_) => decoded.clone(),
                 None => Bytes::new(),
             };
-            let bytes = VerifiedBytes::check(bytes, &span.digest)?;
-            self.keep(span, bytes.as_bytes());
+            let (bytes, digest) = match span.proof {
+                Proof::Decoded(digest) => (VerifiedBytes::check(bytes, &digest)?, digest),
+                Proof::Encoded(_) => (VerifiedBytes::proven(bytes.clone()), Digest::of(&bytes)),
+            };
+            if let Some(learned) = &self.learned {
+                self.look_into(span, bytes.as_bytes(), learned)?;
+                learned.learn_span(*number, &digest);
+            }
+            self.keep(span, &digest, bytes.as_bytes());
             self.ahead.mark(*number);
             spans.insert(*number, bytes.as_bytes().clone());
         }
         if let (Some(entry), Some(rest)) = (last.entry.filter(|_| behind > 0), decoded.get(len..)) {
-            self.compare_headers(entry, rest)?;
+            self.compare_headers(|index| headers::compare(index, entry as usize, rest))?;
         }
         Ok(())
     }
@@ -98,29 +112,33 @@ impl Inner {
     /// The file that a span is a chunk of.
     pub(super) fn file_of(&self, span: &Span) -> Option<FileRecord> {
         match self.index.entry(span.entry? as usize)?.kind {
-            EntryKind::File { file, .. } => self.index.file(file),
+            EntryKind::File { file, .. } => self.file(file),
             _ => None,
         }
     }
 
     /// Keeps a proven span. A cache that cannot be written does not keep anybody from reading.
-    fn keep(&self, span: &Span, bytes: &Bytes) {
-        let whole = self.file_of(span).filter(|file| file.digest == span.digest && file.size == span.out_len);
+    fn keep(&self, span: &Span, digest: &Digest, bytes: &Bytes) {
+        let is_whole = |file: &FileRecord| file.digest == Some(*digest) && file.size == span.out_len;
+        let whole = self.file_of(span).filter(is_whole);
         let kept = match whole {
             Some(FileRecord { pack_offset: Some(offset), .. }) => {
                 self.store.put_packed(&self.blob.digest, self.index.pack_size(), offset, bytes)
             }
-            Some(file) => self.store.put_file(&file.digest, bytes),
-            None => self.store.put_chunk(&span.digest, bytes),
+            Some(_) => self.store.put_file(digest, bytes),
+            None => self.store.put_chunk(digest, bytes),
         };
         if let Err(error) = kept {
             tracing::warn!(%error, "fetched content is not kept");
         }
     }
 
-    /// Compares what lies behind the content of entry number `entry` with what the table says comes next.
-    fn compare_headers(&self, entry: u32, behind: &[u8]) -> Result<(), FetchError> {
-        headers::compare(&self.index, entry as usize, behind).map_err(|what| {
+    /// Compares headers of the tar with the index. If the two disagree, nothing of the layer is read any more.
+    pub(super) fn compare_headers(
+        &self,
+        compare: impl FnOnce(&LayerIndex) -> Result<(), String>,
+    ) -> Result<(), FetchError> {
+        compare(&self.index).map_err(|what| {
             let reason = format!("the table of contents and the tar disagree: {what}");
             tracing::error!(layer = %self.blob.digest, "{reason}: nothing of the layer is read any more");
             // The first reason is as good as any.

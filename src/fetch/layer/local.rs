@@ -10,10 +10,11 @@ use crate::fetch::error::{Class, FetchError, Side};
 use crate::fetch::index::file::FileRecord;
 use crate::fetch::store::{Found, LARGE_FILE};
 use crate::fetch::verified::VerifiedBytes;
+use crate::policy::digest::Digest;
 
-/// Spans up to this size are read from disk and proven on the thread that asks (4 ms), larger ones where waiting does
-/// not stop others. Usual ones are 2 MiB; encoders that write long blocks make larger ones.
-const SPAN_AT_ONCE: u64 = 4 << 20;
+/// Spans up to this size are read from disk and proven on the thread that asks (5 ms), larger ones where waiting does
+/// not stop others. Usual ones are 2 MiB, those of SOCI a little over 4; encoders that write long blocks make larger ones.
+const SPAN_AT_ONCE: u64 = 5 << 20;
 
 /// Fetched spans can be evicted before they are cut when the quota is tiny; then they are fetched again.
 const ATTEMPTS: usize = 3;
@@ -33,7 +34,7 @@ impl Inner {
             if self.needs_larger(wanted, span) { None } else { self.cut(wanted, &Spans::new()).ok() }
         };
         if wanted.file.size >= LARGE_FILE {
-            return match self.store.find(&wanted.file.digest, wanted.file.size, false) {
+            return match self.find(&wanted.file) {
                 Found::Proven(whole) => {
                     let bytes = whole.read(wanted.offset, usize::try_from(wanted.len).ok()?);
                     bytes.map(VerifiedBytes::proven).or_else(cut)
@@ -43,8 +44,9 @@ impl Inner {
             };
         }
         let FileRecord { digest, size, pack_offset, .. } = wanted.file;
-        let packed =
-            pack_offset.and_then(|offset| self.store.packed(&self.blob.digest, offset, size, &digest));
+        let packed = pack_offset
+            .zip(digest)
+            .and_then(|(offset, digest)| self.store.packed(&self.blob.digest, offset, size, &digest));
         match packed {
             Some(whole) => {
                 let start = usize::try_from(wanted.offset).ok()?;
@@ -77,13 +79,13 @@ impl Inner {
                 return Ok(bytes);
             }
         }
-        if wanted.file.size >= LARGE_FILE {
+        if let Some(digest) = wanted.file.digest.filter(|_| wanted.file.size >= LARGE_FILE) {
             let inner = Arc::clone(&self);
-            let turn = self.store.proof_turn(&wanted.file.digest).lock_owned().await;
+            let turn = self.store.proof_turn(&digest).lock_owned().await;
             let proven = tokio::task::spawn_blocking(move || {
-                let whole = match inner.store.find(&wanted.file.digest, wanted.file.size, false) {
+                let whole = match inner.store.find(&digest, wanted.file.size, false) {
                     Found::Proven(whole) => Some(whole),
-                    Found::Unproven => inner.store.prove(&wanted.file.digest),
+                    Found::Unproven => inner.store.prove(&digest),
                     Found::Missing => None,
                 };
                 // Kept in here, because hashing goes on when nobody waits for it any more.
@@ -139,7 +141,7 @@ impl Inner {
         for number in self.index.spans_covering(offset, len) {
             let Some(span) = self.index.span(number) else { continue };
             let content = held.get(&number).cloned();
-            let Some(content) = content.or_else(|| self.store.chunk(&span.digest, span.out_len)) else {
+            let Some(content) = content.or_else(|| self.span_here(number, &span)) else {
                 missing.push(number);
                 continue;
             };
@@ -150,10 +152,15 @@ impl Inner {
         }
     }
 
+    /// Looks for a large file in the store.
+    fn find(&self, file: &FileRecord) -> Found {
+        file.digest.map_or(Found::Missing, |digest| self.store.find(&digest, file.size, false))
+    }
+
     /// Proves a large file where it keeps nobody waiting.
-    pub(super) fn prove_in_background(self: &Arc<Self>, record: &FileRecord) {
-        let Ok(turn) = self.store.proof_turn(&record.digest).try_lock_owned() else { return };
-        let (inner, digest) = (Arc::clone(self), record.digest);
+    pub(super) fn prove_in_background(self: &Arc<Self>, digest: Digest) {
+        let Ok(turn) = self.store.proof_turn(&digest).try_lock_owned() else { return };
+        let inner = Arc::clone(self);
         let thread = std::thread::Builder::new().name("prove".to_owned()).spawn(move || {
             inner.store.prove(&digest);
             drop(turn);

@@ -12,6 +12,7 @@
 //! | `flight` | fetching spans, once each |
 //! | `ahead`, `fill` | fetching what nobody asked for: neighbours, and everything in the background |
 //! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
+//! | `proven`, `learned` | digests of decoded content that the index does not know |
 //! | `assemble` | making a large file whole again |
 //!
 //! Must not know of FUSE nor of how layers are merged.
@@ -22,7 +23,9 @@ mod fill;
 mod flight;
 mod headers;
 mod landing;
+mod learned;
 mod local;
+mod proven;
 
 pub use fill::Filling;
 pub(in crate::fetch) use flight::Flights;
@@ -35,6 +38,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use self::ahead::Ahead;
+use self::learned::Learned;
 use super::bound_toc::{self, BoundToc};
 use super::error::{Class, FetchError, Side};
 use super::index::LayerIndex;
@@ -95,6 +99,8 @@ struct Inner {
     source: Arc<dyn BlobSource>,
     blob: Descriptor,
     index: LayerIndex,
+    /// Where the index leaves something to learn.
+    learned: Option<Learned>,
     /// Requests under way.
     requests: Semaphore,
     ahead: Ahead,
@@ -145,11 +151,13 @@ impl Layer {
         };
         store.touch_layer(&blob.digest);
         let (requests, ahead) = (Semaphore::new(flight::REQUESTS), Ahead::new(index.span_count()));
+        let learned = Learned::of(&index, &store.learned_path(&blob.digest));
         let inner = Inner {
             store: Arc::clone(store),
             source,
             blob: blob.clone(),
             index,
+            learned,
             requests,
             ahead,
             refused: OnceLock::new(),
@@ -216,7 +224,7 @@ impl Layer {
     /// Up to `len` bytes of file number `file` from `offset`: fewer at the end of the file, none behind it, and
     /// never more than 16 MiB.
     pub fn read(&self, file: u32, offset: u64, len: u32) -> Read {
-        let Some(record) = self.0.index.file(file) else {
+        let Some(record) = self.0.file(file) else {
             let what = format!("layer {} has no file number {file}", self.0.blob.digest);
             let error = FetchError::new(Class::NotFound, Side::Local, what);
             return Read::Pending(std::future::ready(Err(error)).boxed());
@@ -237,11 +245,12 @@ impl Layer {
     /// enough for that and all of it is here and proven. `None` can become `Some` later.
     pub fn backing(&self, file: u32) -> Option<Arc<File>> {
         let sound = self.0.refused.get().is_none();
-        let record = self.0.index.file(file).filter(|record| sound && record.size >= LARGE_FILE)?;
-        match self.0.store.find(&record.digest, record.size, true) {
+        let record = self.0.file(file).filter(|record| sound && record.size >= LARGE_FILE)?;
+        let digest = record.digest?;
+        match self.0.store.find(&digest, record.size, true) {
             Found::Proven(whole) => Some(Arc::clone(whole.file())),
             Found::Unproven => {
-                self.0.prove_in_background(&record);
+                self.0.prove_in_background(digest);
                 None
             }
             Found::Missing => None,

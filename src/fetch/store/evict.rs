@@ -50,7 +50,9 @@ impl Store {
         match kind {
             Kind::File => drop(self.whole.remove(digest)),
             Kind::Pack => drop(self.packs.remove(digest)),
-            Kind::Index | Kind::Chunk => {}
+            // Of no use to the next index; nobody may miss it.
+            Kind::Index => drop(fs::remove_file(self.learned_path(digest))),
+            Kind::Chunk => {}
         }
     }
 

@@ -5,6 +5,7 @@
 //! <dir>/lock                flock'd while a process uses the store
 //! <dir>/catalog             what is here, how large, when it was last used (catalog.rs)
 //! <dir>/layers/<hex>/index  layer indexes, by digest of the blob (../index/file.rs)
+//! <dir>/layers/<hex>/learned  digests that an index leaves to be learned (../layer/learned.rs)
 //! <dir>/files/<2>/<hex>     large files whole, by digest of their content; shared between layers and images
 //! <dir>/packs/<hex>         the small files of a layer, one after the other, by digest of the blob
 //! <dir>/chunks/<2>/<hex>    decoded spans that were fetched again, by digest of their content
@@ -179,6 +180,11 @@ impl Store {
 
     pub(crate) fn index_path(&self, layer: &Digest) -> PathBuf {
         self.path(Kind::Index, layer)
+    }
+
+    /// Where digests are kept that the index of `layer` does not know.
+    pub(crate) fn learned_path(&self, layer: &Digest) -> PathBuf {
+        self.path(Kind::Index, layer).with_file_name("learned")
     }
 
     /// Where an item lies.

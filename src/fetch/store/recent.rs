@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use crate::policy::digest::Digest;
 
-/// Most bytes kept. Four spans: what as many FUSE threads read at once, and a sixth of what the daemon may hold
-/// in memory.
-const LIMIT: usize = 8 << 20;
+/// Most bytes kept. Six spans of our own or two of SOCI's: about what as many FUSE threads read at once, and a fifth of
+/// what the daemon may hold in memory.
+const LIMIT: usize = 12 << 20;
 
 /// Proven spans, the one used last in front.
 #[derive(Debug)]
