@@ -110,6 +110,7 @@ impl Inner {
         landing: tokio::sync::oneshot::Sender<Result<Arc<Spans>, FetchError>>,
     ) {
         let landing_strip = Landing { inner: Arc::clone(&self), group: group.clone() };
+        tracing::debug!(layer = %self.blob.digest, path = self.name(needed.start), ?needed, ?group, "fetching");
         let result = self.bring(group, needed).await.map(Arc::new);
         drop(landing_strip);
         // Nobody may be waiting any more.
@@ -117,6 +118,12 @@ impl Inner {
         if let Some(file) = file {
             self.assemble(file).await;
         }
+    }
+
+    /// The name of the file that a span is a chunk of, for the log.
+    fn name(&self, number: usize) -> String {
+        let entry = self.index.span(number).and_then(|span| self.index.entry(span.entry? as usize));
+        entry.map(|entry| String::from_utf8_lossy(entry.path).into_owned()).unwrap_or_default()
     }
 
     /// Runs of neighbouring spans whose bytes fit into one request.
