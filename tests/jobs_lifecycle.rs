@@ -262,12 +262,12 @@ fn every_state_and_command() {
     let daemon = Daemon::boot_with(dir.path(), &world, |options| {
         options.max_running_per_job = 1000;
         options.max_running = 1000;
-        let hook: addonfs::jobs::EnsureImage = Arc::new(|_, _| Box::pin(async { Ok(()) }));
+        let hook: addonfs::jobs::EnsureImage = Arc::new(|_| Box::pin(async { Ok(()) }));
         options.ensure_image = hook;
     });
     // The login job is kept out by its start, which never returns.
     let blocked = Daemon::boot_with(&dir.path().join("blocked"), &world, |options| {
-        options.ensure_image = Arc::new(|_, _| Box::pin(std::future::pending()));
+        options.ensure_image = Arc::new(|_| Box::pin(std::future::pending()));
     });
     let verbs = [Verb::Start, Verb::Cancel, Verb::Kill, Verb::Eof, Verb::WriteArgs, Verb::Remove];
     for state in RunState::ALL {
@@ -472,7 +472,7 @@ fn a_daemon_that_dies_while_it_starts_a_run() {
 fn queued_runs_wait_for_their_job_to_come_back() {
     let (dir, world) = (state_dir(), World::new());
     let stuck = |options: &mut JobsOptions| {
-        options.ensure_image = Arc::new(|_, _| Box::pin(std::future::pending()));
+        options.ensure_image = Arc::new(|_| Box::pin(std::future::pending()));
     };
     let daemon = Daemon::boot_with(dir.path(), &world, stuck);
     for (job, name, args) in
@@ -536,10 +536,10 @@ fn a_run_waits_for_its_image_and_says_so() {
     let (dir, world) = (state_dir(), World::new());
     let (answer, wanted) = tokio::sync::watch::channel(None::<Result<(), String>>);
     let daemon = Daemon::boot_with(dir.path(), &world, |options| {
-        options.ensure_image = Arc::new(move |source, progress| {
+        options.ensure_image = Arc::new(move |image| {
             let mut wanted = wanted.clone();
             Box::pin(async move {
-                progress(format!("fetching {source}: 3 of 9 MiB"));
+                (image.progress)(format!("fetching {} for {}: 3 of 9 MiB", image.source, image.entrypoint));
                 wanted.wait_for(Option::is_some).await.unwrap().clone().unwrap()
             })
         });
@@ -549,7 +549,7 @@ fn a_run_waits_for_its_image_and_says_so() {
     until("progress is shown", || run.last_error().contains("3 of 9 MiB"));
     assert_eq!(
         (run.state(), &json(run.record_json())["progress"]),
-        (RunState::Queued, &Value::from("fetching backup: 3 of 9 MiB"))
+        (RunState::Queued, &Value::from("fetching backup for backup: 3 of 9 MiB"))
     );
     answer.send_replace(Some(Ok(())));
     daemon.wait(&run, RunState::Running);

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use addonfs::fetch::error::{Class, FetchError, Side};
 use addonfs::fetch::index::{Entry, EntryKind};
 use addonfs::fetch::layer::{Filling, Layer, Opening, Progress, Read};
+use addonfs::fetch::profile::Profile;
 use addonfs::fetch::source::{self, BlobSource};
 use addonfs::fetch::store::{Store, StoreOptions};
 use addonfs::fetch::verified::VerifiedBytes;
@@ -490,4 +491,37 @@ async fn a_layer_that_was_fetched_whole_is_filled_again() {
     assert!(layer.fill(Filling { bandwidth: None, room: 1 << 20 }).await.unwrap());
     assert!(layer.is_complete());
     assert_eq!(source.streams(), 2);
+}
+
+/// What a start read is fetched ahead the next time, and is enough for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_was_recorded_needs_nothing_more() {
+    for (format, file) in TABLES {
+        let source = fixture(format, file);
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let layer = open(&open_store(first.path()), &source, LAZY).await.unwrap();
+        let recording = layer.record().unwrap();
+        assert!(layer.record().is_none(), "one at a time");
+        for path in ["data/big", "bin/tool", "data/big"] {
+            read(&layer, number(&layer, path), 0, 1 << 20).await.unwrap();
+        }
+        let mut profile = Profile::new(Digest::of(b"image"));
+        profile.jobs.insert("job".to_owned(), vec![recording.ranges()]);
+        drop(recording);
+        assert!(layer.record().unwrap().is_empty());
+
+        let profile = Profile::parse(&profile.to_json(), &profile.image).unwrap();
+        let layer = open(&open_store(second.path()), &source, LAZY).await.unwrap();
+        profile.replay("another job", std::slice::from_ref(&layer)).await.unwrap();
+        let table = source.ranges.load(Ordering::Relaxed);
+        profile.replay("job", std::slice::from_ref(&layer)).await.unwrap();
+        let asked = source.ranges.load(Ordering::Relaxed);
+        assert_eq!(asked, table + 1, "{file}: what is near is one request");
+        for path in ["bin/tool", "data/big"] {
+            read(&layer, number(&layer, path), 0, 1 << 20).await.unwrap();
+        }
+        assert_eq!(source.ranges.load(Ordering::Relaxed), asked, "{file}");
+        profile.replay("job", std::slice::from_ref(&layer)).await.unwrap();
+        assert_eq!(source.ranges.load(Ordering::Relaxed), asked, "{file}: it is here");
+    }
 }

@@ -85,12 +85,14 @@ pub(crate) struct Prefetch {
     pub fill: bool,
     /// `bandwidth`: bytes a second that filling may take.
     pub bandwidth: u64,
+    /// `profiles`: what the start of a job reads is recorded, and fetched ahead the next time.
+    pub profiles: bool,
 }
 
 impl Default for Prefetch {
     /// 4 MiB a second: a gigabyte in four minutes, and a third of a line of 100 Mbit/s.
     fn default() -> Self {
-        Self { fill: true, bandwidth: 4 << 20 }
+        Self { fill: true, bandwidth: 4 << 20, profiles: true }
     }
 }
 
@@ -222,6 +224,9 @@ fn prefetch(fields: &mut Fields<'_>, report: &mut Report) -> Prefetch {
     let mut prefetch = Prefetch::default();
     if let Some(fill) = fields.take("fill").and_then(|f| f.flag(report)) {
         prefetch.fill = fill;
+    }
+    if let Some(profiles) = fields.take("profiles").and_then(|f| f.flag(report)) {
+        prefetch.profiles = profiles;
     }
     set(fields, "bandwidth", report, &mut prefetch.bandwidth, |text| {
         quantity::parse_memory(text).map_err(words)

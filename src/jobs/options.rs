@@ -24,9 +24,26 @@ pub struct Caller {
 /// Words of progress while an image arrives; shown in the run's `last_error` and `record.json`.
 pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
 
-/// Makes sure that the image of a source (by name) is in the tree; asked before every launch, so it must answer at
-/// once when the image is there. An error is why the run fails.
-pub type EnsureImage = Arc<dyn Fn(String, Progress) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+/// A run that is about to be launched, and wants its image.
+#[derive(Clone)]
+pub struct ImageWanted {
+    /// The source, by name.
+    pub source: String,
+    /// The entrypoint's id.
+    pub entrypoint: String,
+    /// To be told how far it is.
+    pub progress: Progress,
+}
+
+impl std::fmt::Debug for ImageWanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ImageWanted({}, {})", self.source, self.entrypoint)
+    }
+}
+
+/// Makes sure that the image is in the tree; asked before every launch, so it must answer at once when the image is there.
+/// An error is why the run fails.
+pub type EnsureImage = Arc<dyn Fn(ImageWanted) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Limits that no manifest speaks of.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +142,7 @@ impl JobsOptions {
             max_running_per_job: 16,
             max_queued: 1000,
             retention: Retention::default(),
-            ensure_image: Arc::new(|_, _| Box::pin(async { Ok(()) })),
+            ensure_image: Arc::new(|_| Box::pin(async { Ok(()) })),
         }
     }
 }

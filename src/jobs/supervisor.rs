@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::executor::{Cause, Launch, Outcome, ShimId, Stop};
 use super::handle::Shared;
 use super::layout;
+use super::options::ImageWanted;
 use super::record::{EXIT_CANCELED, EXIT_REFUSED, now_ms};
 use super::run::{Pending, Run};
 use super::state::RunState;
@@ -17,13 +18,16 @@ impl Shared {
         let (shared, run) = (Arc::clone(self), Arc::clone(run));
         self.runtime.spawn(async move {
             let source = run.lock().record.source.clone();
+            // A job's id is its path below the mount, and the entrypoint's id the last part of it.
+            let entrypoint = run.job_id().rsplit('/').next().unwrap_or_default().to_owned();
             let told = Arc::downgrade(&run);
             let progress = Arc::new(move |words: String| {
                 if let Some(run) = told.upgrade() {
                     show_progress(&run, words);
                 }
             });
-            match (shared.options.ensure_image)(source, progress).await {
+            let wanted = ImageWanted { source, entrypoint, progress };
+            match (shared.options.ensure_image)(wanted).await {
                 Ok(()) => {
                     shared.queue().ready(run.number());
                     shared.pump();

@@ -228,6 +228,11 @@ impl Board {
         self.tell_tree();
     }
 
+    /// The image tree of the source, once it is there.
+    pub(crate) fn rootfs(&self, at: usize) -> Option<Digest> {
+        self.lock().get(at)?.candidate.as_ref()?.shown.rootfs
+    }
+
     /// Takes the source out of the tree.
     pub(crate) fn withdraw(&self, at: usize) {
         if let Some(entry) = self.lock().get_mut(at) {

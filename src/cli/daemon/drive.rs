@@ -1,6 +1,6 @@
 //! The drivers: one task a source, from its spec to `ready`, again after a failure, at once when somebody asks.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -10,9 +10,10 @@ use tokio::task::JoinSet;
 use super::acquire::{Acquisition, Rooms, Trouble};
 use super::board::Board;
 use super::clock;
+use super::starts::Starts;
 use crate::fetch::error::Class;
 use crate::fetch::layer::{Filling, Layer};
-use crate::jobs::{EnsureImage, Progress};
+use crate::jobs::{EnsureImage, ImageWanted, Progress};
 use crate::policy::source::spec::SourceSpec;
 use crate::policy::source::status::{Phase, Transition};
 
@@ -26,13 +27,15 @@ const FILL_AGAIN: Duration = Duration::from_secs(60);
 pub(crate) struct Sources {
     board: Arc<Board>,
     demand: Vec<watch::Sender<u64>>,
+    /// Set once, when the image trees are there.
+    starts: OnceLock<Arc<Starts>>,
 }
 
 impl Sources {
     /// Drivers for `count` sources, none of them started.
     pub(crate) fn new(board: Arc<Board>, count: usize) -> Arc<Self> {
         let demand = (0..count).map(|_| watch::Sender::new(0)).collect();
-        Arc::new(Self { board, demand })
+        Arc::new(Self { board, demand, starts: OnceLock::new() })
     }
 
     /// Starts a driver for each source, in the order of the board.
@@ -41,6 +44,12 @@ impl Sources {
             tokio::spawn(drive(Arc::clone(rooms), Arc::clone(&self.board), at, spec, demand.subscribe()));
         }
         tokio::spawn(tick(Arc::clone(&self.board)));
+    }
+
+    /// Tells `starts` of every run from now on.
+    pub(crate) fn tell(&self, starts: Arc<Starts>) {
+        // A second call would come from nowhere; the first one holds.
+        let _ = self.starts.set(starts);
     }
 
     /// Somebody wants the image of this source now: layers that wait are fetched, a failure is tried again at once.
@@ -53,13 +62,20 @@ impl Sources {
     /// The hook of the jobs room: waits until the image of a source is in the tree.
     pub(crate) fn ensure_image(self: &Arc<Self>) -> EnsureImage {
         let sources = Arc::clone(self);
-        Arc::new(move |name: String, progress: Progress| -> BoxFuture<'static, Result<(), String>> {
+        Arc::new(move |wanted: ImageWanted| -> BoxFuture<'static, Result<(), String>> {
             let sources = Arc::clone(&sources);
-            Box::pin(async move { sources.ensure(&name, &progress).await })
+            Box::pin(async move {
+                let at = sources.ensure(&wanted.source, &wanted.progress).await?;
+                if let (Some(starts), Some(image)) = (sources.starts.get(), sources.board.rootfs(at)) {
+                    starts.begins(image, &wanted.entrypoint);
+                }
+                Ok(())
+            })
         })
     }
 
-    async fn ensure(&self, name: &str, progress: &Progress) -> Result<(), String> {
+    /// Waits for the image of the source `name`; returns which one that is.
+    async fn ensure(&self, name: &str, progress: &Progress) -> Result<usize, String> {
         let at = self.board.find(name).ok_or_else(|| format!("there is no source {name:?}"))?;
         let mut changes = self.board.watch();
         if self.board.phase(at) != Phase::Ready {
@@ -69,7 +85,7 @@ impl Sources {
         loop {
             changes.mark_unchanged();
             match self.board.phase(at) {
-                Phase::Ready => return Ok(()),
+                Phase::Ready => return Ok(at),
                 Phase::Refused(denied) if tried => return Err(denied.to_string()),
                 Phase::Failed { message, .. } if tried => return Err(message),
                 Phase::Fetching { done, total } => {

@@ -17,5 +17,6 @@ pub(crate) mod lock;
 mod metrics;
 pub(crate) mod serve;
 mod shutdown;
+mod starts;
 mod upkeep;
 mod wiring;

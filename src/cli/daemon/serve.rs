@@ -20,6 +20,7 @@ use super::facts::DaemonFacts;
 use super::holder::{HOPELESS, HoldOptions, Ready};
 use super::inherit::Descriptors;
 use super::shutdown::{self, StopRequests};
+use super::starts::Starts;
 use super::upkeep;
 use super::wiring;
 use crate::cli::config::Config;
@@ -188,6 +189,9 @@ impl Opened {
         {
             let control = Arc::clone(&control);
             board.connect(jobs, move || control.changed());
+        }
+        if config.prefetch.profiles {
+            sources.tell(Starts::open(&facts.options.dirs.state, Arc::clone(&images))?);
         }
         let filling = wiring::filling(&store, &config);
         let rooms = Arc::new(Rooms {

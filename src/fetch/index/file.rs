@@ -365,6 +365,13 @@ impl LayerIndex {
         first..last.max(first)
     }
 
+    /// The numbers of the spans whose bytes begin in `range` of the blob.
+    pub(crate) fn spans_of_blob(&self, range: &std::ops::Range<u64>) -> std::ops::Range<usize> {
+        let first = self.partition(|span| span.in_start < range.start);
+        let last = self.partition(|span| span.in_start < range.end);
+        first..last.max(first)
+    }
+
     /// The first span that `before` does not hold for.
     fn partition(&self, before: impl Fn(&Span) -> bool) -> usize {
         let (mut low, mut high) = (0, self.span_count());

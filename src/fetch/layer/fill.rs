@@ -82,7 +82,7 @@ impl Inner {
     }
 
     /// Fetches a group as it is, and makes the files whole that end in it.
-    async fn bring_group(self: &Arc<Self>, group: Range<usize>) -> Result<(), FetchError> {
+    pub(super) async fn bring_group(self: &Arc<Self>, group: Range<usize>) -> Result<(), FetchError> {
         let trip = Trip { needed: group.clone(), wide: group.clone() };
         for flight in self.board(&[trip], None) {
             flight.await?;

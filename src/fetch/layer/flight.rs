@@ -127,7 +127,7 @@ impl Inner {
     }
 
     /// Runs of neighbouring spans whose bytes fit into one request.
-    fn groups(&self, spans: &[usize]) -> Vec<Range<usize>> {
+    pub(super) fn groups(&self, spans: &[usize]) -> Vec<Range<usize>> {
         let mut groups: Vec<Range<usize>> = Vec::new();
         for &number in spans {
             match groups.last_mut() {

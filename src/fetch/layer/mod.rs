@@ -10,7 +10,7 @@
 //! | this | known, ingested, read, backing |
 //! | `local` | what the store can answer |
 //! | `flight` | fetching spans, once each |
-//! | `ahead`, `fill` | fetching what nobody asked for: neighbours, and everything in the background |
+//! | `ahead`, `fill`, `record` | fetching what nobody asked for: neighbours, everything, what an earlier start read |
 //! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
 //! | `proven`, `learned` | digests of decoded content that the index does not know |
 //! | `assemble` | making a large file whole again |
@@ -26,12 +26,14 @@ mod landing;
 mod learned;
 mod local;
 mod proven;
+mod record;
 
 pub use fill::Filling;
 pub(in crate::fetch) use flight::Flights;
+pub use record::Recording;
 
 use std::fs::File;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -104,6 +106,8 @@ struct Inner {
     /// Requests under way.
     requests: Semaphore,
     ahead: Ahead,
+    /// Who wants to know what is read.
+    recorder: RwLock<Option<Arc<record::Recorder>>>,
     /// Why nothing of the layer is read any more: its table of contents and its tar disagree.
     refused: OnceLock<String>,
 }
@@ -160,6 +164,7 @@ impl Layer {
             learned,
             requests,
             ahead,
+            recorder: RwLock::default(),
             refused: OnceLock::new(),
         };
         Ok(Some(Self(Arc::new(inner))))
@@ -235,6 +240,7 @@ impl Layer {
         }
         let len = u64::from(len).min(record.size.saturating_sub(offset)).min(MAX_READ);
         let wanted = Wanted { file: record, offset, len };
+        self.0.note(&wanted);
         match self.0.local(&wanted) {
             Some(bytes) => Read::Ready(bytes),
             None => Read::Pending(Arc::clone(&self.0).answer(wanted).boxed()),
@@ -248,7 +254,11 @@ impl Layer {
         let record = self.0.file(file).filter(|record| sound && record.size >= LARGE_FILE)?;
         let digest = record.digest?;
         match self.0.store.find(&digest, record.size, true) {
-            Found::Proven(whole) => Some(Arc::clone(whole.file())),
+            Found::Proven(whole) => {
+                // The kernel reads by itself from now on, and tells nobody what.
+                self.0.note(&Wanted { file: record, offset: 0, len: record.size });
+                Some(Arc::clone(whole.file()))
+            }
             Found::Unproven => {
                 self.0.prove_in_background(digest);
                 None

@@ -158,6 +158,11 @@ impl Images {
         }
     }
 
+    /// An image that is shown.
+    pub fn get(&self, digest: &Digest) -> Option<Arc<Image>> {
+        self.by_tag(tag(digest)).filter(|(known, _)| known == digest).map(|(_, image)| image)
+    }
+
     /// Whether an image is shown.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.by_tag(tag(digest)).is_some_and(|(known, _)| known == *digest)

@@ -1,0 +1,110 @@
+//! Starts of jobs: what one reads of its image is recorded the first time, and fetched ahead the next time.
+//!
+//! ```text
+//! <state>/profiles/<manifest hex>.json   what the starts of an image's jobs read (fetch::profile)
+//! ```
+//! Profiles outlive the cache: a cold start is when they are wanted. One that is damaged is as good as none.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::fetch::layer::{Layer, Recording};
+use crate::fetch::profile::{MAX_PROFILE, Profile};
+use crate::fs::image::Images;
+use crate::policy::digest::Digest;
+
+/// A start is over when nothing new was read for so long …
+const SETTLED: Duration = Duration::from_secs(3);
+/// … and at the latest after this: what a job reads later is its work.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The profiles of all images, and the starts being recorded.
+#[derive(Debug)]
+pub(crate) struct Starts {
+    dir: PathBuf,
+    images: Arc<Images>,
+    /// Held while a profile is written, because jobs of one image may start together.
+    writing: Mutex<()>,
+}
+
+impl Starts {
+    /// Profiles are kept below `state`.
+    pub(crate) fn open(state: &std::path::Path, images: Arc<Images>) -> anyhow::Result<Arc<Self>> {
+        let dir = state.join("profiles");
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Arc::new(Self { dir, images, writing: Mutex::default() }))
+    }
+
+    /// A run of the job `job` is about to start on `image`, which is in the tree.
+    pub(crate) fn begins(self: &Arc<Self>, image: Digest, job: &str) {
+        let Some(shown) = self.images.get(&image) else { return };
+        let (starts, job) = (Arc::clone(self), job.to_owned());
+        let layers = shown.layers.clone();
+        match self.profile(&image).filter(|profile| profile.jobs.contains_key(&job)) {
+            Some(profile) => tokio::spawn(async move {
+                if let Err(error) = profile.replay(&job, &layers).await {
+                    tracing::info!(%image, job, %error, "what the job will read could not be fetched ahead");
+                }
+            }),
+            None => {
+                // From now on, not from when the task comes to it: the run does not wait.
+                let recordings: Vec<Recording> = layers.iter().filter_map(Layer::record).collect();
+                tokio::spawn(async move { starts.record(image, job, recordings).await })
+            }
+        };
+    }
+
+    async fn record(&self, image: Digest, job: String, recordings: Vec<Recording>) {
+        let read = || recordings.iter().map(Recording::len).sum::<usize>();
+        let began = tokio::time::Instant::now();
+        let mut before = 0;
+        while began.elapsed() < LONGEST {
+            tokio::time::sleep(SETTLED).await;
+            let now = read();
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        let ranges: Vec<_> = recordings.iter().filter(|r| !r.is_empty()).map(Recording::ranges).collect();
+        drop(recordings);
+        if ranges.is_empty() {
+            return;
+        }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut profile = self.profile(&image).unwrap_or_else(|| Profile::new(image));
+        profile.jobs.insert(job.clone(), ranges);
+        match self.keep(&profile) {
+            Ok(()) => tracing::info!(%image, job, "what its start reads is known now"),
+            Err(error) => tracing::warn!(%image, job, %error, "what its start reads is not kept"),
+        }
+    }
+
+    /// The profile of `image`, if one is known.
+    fn profile(&self, image: &Digest) -> Option<Profile> {
+        let path = self.path(image);
+        let size = std::fs::metadata(&path).ok()?.len();
+        if size > MAX_PROFILE as u64 {
+            return None;
+        }
+        let parsed = Profile::parse(&std::fs::read(&path).ok()?, image);
+        parsed.inspect_err(|error| tracing::warn!(%error, "a profile on disk is of no use")).ok()
+    }
+
+    fn keep(&self, profile: &Profile) -> anyhow::Result<()> {
+        use std::io::Write as _;
+        let json = profile.to_json();
+        anyhow::ensure!(json.len() <= MAX_PROFILE, "it would be larger than {MAX_PROFILE} bytes");
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+        file.write_all(&json)?;
+        file.persist(self.path(&profile.image))?;
+        Ok(())
+    }
+
+    fn path(&self, image: &Digest) -> PathBuf {
+        self.dir.join(format!("{}.json", image.hex()))
+    }
+}

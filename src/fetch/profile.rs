@@ -1,0 +1,144 @@
+//! What the start of a job reads of its image, remembered: the next cold start asks for it before the job does.
+//!
+//! ```json
+//! {"version": 1, "image": "sha256:…", "jobs": {"backup": [{"layer": "sha256:…", "ranges": [[0, 40960], …]}]}}
+//! ```
+//! `image` is the digest of the platform's manifest, a job is an entrypoint's id, a range is bytes of the layer's blob
+//! (first, and one past the last), in the order in which the job first wanted them. Everything that a profile brings is
+//! proven like everything else: the worst that a wrong one can do is to fetch what nobody needs.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Class, FetchError, Side};
+use super::layer::Layer;
+use crate::policy::digest::Digest;
+
+/// Largest profile: 30,000 ranges. The start of a heavy job touches a few hundred.
+pub const MAX_PROFILE: usize = 1 << 20;
+const VERSION: u32 = 1;
+/// Ranges nearer to each other than this are one: the bytes between them cost less than a request.
+const GAP: u64 = 32 << 10;
+/// Requests of a replay at a time: enough to fill a line, and the first is not held up by the last.
+const PARALLEL: usize = 4;
+
+/// The starts of an image's jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    version: u32,
+    /// The image: digest of its platform's manifest.
+    pub image: Digest,
+    /// By entrypoint id.
+    pub jobs: BTreeMap<String, Vec<LayerRanges>>,
+}
+
+/// What a start reads of one layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRanges {
+    /// The layer's blob.
+    pub layer: Digest,
+    /// Bytes of the blob, in the order of need.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+impl Profile {
+    /// The profile of an image of which nothing is known.
+    pub fn new(image: Digest) -> Self {
+        Self { version: VERSION, image, jobs: BTreeMap::new() }
+    }
+
+    /// Reads a profile of `image`.
+    pub fn parse(json: &[u8], image: &Digest) -> Result<Self, FetchError> {
+        let bad = |what: &str| {
+            let message = format!("profile of {image}: {what}");
+            FetchError::new(Class::Protocol, Side::Remote, message)
+        };
+        if json.len() > MAX_PROFILE {
+            return Err(bad(&format!("{} bytes, and at most {MAX_PROFILE} are read", json.len())));
+        }
+        let profile: Self = serde_json::from_slice(json).map_err(|error| bad(&error.to_string()))?;
+        let ranges = || profile.jobs.values().flatten().flat_map(|layer| &layer.ranges);
+        match () {
+            () if profile.version != VERSION => Err(bad("it is of an unknown version")),
+            () if profile.image != *image => Err(bad(&format!("it says that it is of {}", profile.image))),
+            () if ranges().any(|(start, end)| start >= end) => Err(bad("a range holds nothing")),
+            () => Ok(profile),
+        }
+    }
+
+    /// As it is kept and pushed: the same profile gives the same bytes.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Fetches what the start of `job` reads of `layers` and what is not here, in the order of need. Returns when all of it
+    /// is here; dropping the future leaves what is under way to those who wait for it.
+    pub async fn replay(&self, job: &str, layers: &[Layer]) -> Result<(), FetchError> {
+        for start in self.jobs.get(job).into_iter().flatten() {
+            if let Some(layer) = layers.iter().find(|layer| layer.descriptor().digest == start.layer) {
+                let ranges = start.ranges.iter().map(|&(start, end)| start..end);
+                layer.fetch_ranges(ranges, PARALLEL).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ranges in the order of need as few requests: what lies close together is one, as early as its first part.
+pub(super) fn coalesce(needed: &[Range<u64>]) -> Vec<(u64, u64)> {
+    let mut sorted: Vec<(usize, &Range<u64>)> = needed.iter().enumerate().collect();
+    sorted.sort_by_key(|(_, range)| range.start);
+    let mut merged: Vec<(usize, Range<u64>)> = Vec::new();
+    for (order, range) in sorted {
+        match merged.last_mut() {
+            Some((first, last)) if range.start <= last.end.saturating_add(GAP) => {
+                *first = order.min(*first);
+                last.end = last.end.max(range.end);
+            }
+            _ => merged.push((order, range.clone())),
+        }
+    }
+    merged.sort_by_key(|(order, _)| *order);
+    merged.into_iter().map(|(_, range)| (range.start, range.end)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_near_is_one_range_in_the_order_of_need() {
+        const FAR: u64 = 10 << 20;
+        let needed = [FAR..FAR + 100, 5000..6000, 0..100, 200_000..200_010, FAR + 1000..FAR + 2000, 100..200];
+        assert_eq!(coalesce(&needed), [(FAR, FAR + 2000), (0, 6000), (200_000, 200_010)]);
+        assert_eq!(coalesce(&[]), []);
+    }
+
+    #[test]
+    fn only_what_was_written_is_read() {
+        let image = Digest::of(b"image");
+        let mut profile = Profile::new(image);
+        let ranges = vec![LayerRanges { layer: Digest::of(b"layer"), ranges: vec![(5, 10), (0, 2)] }];
+        profile.jobs.insert("job".into(), ranges);
+        let json = profile.to_json();
+        assert_eq!(Profile::parse(&json, &image).unwrap(), profile);
+        let text = String::from_utf8(json).unwrap();
+        for (from, to) in [
+            ("\"version\":1", "\"version\":2"),
+            ("[5,10]", "[10,10]"),
+            ("[5,10]", "[5,-1]"),
+            ("\"jobs\"", "\"works\""),
+            ("}", "} "),
+        ] {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text);
+            assert_eq!(Profile::parse(changed.as_bytes(), &image).is_err(), to != "} ", "{changed}");
+        }
+        assert!(Profile::parse(text.as_bytes(), &Digest::of(b"other")).is_err());
+        assert!(Profile::parse(&vec![b' '; MAX_PROFILE + 1], &image).is_err());
+    }
+}
