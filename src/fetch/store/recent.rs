@@ -50,7 +50,7 @@ mod tests {
     fn keeps_what_was_used_last() {
         let mut recent = Recent::new();
         let span = |at: u8| (Digest::of(&[at]), Bytes::from(vec![at; 2 << 20]));
-        for at in 0..4 {
+        for at in 0..6 {
             let (digest, bytes) = span(at);
             recent.put(&digest, &bytes);
         }
@@ -58,6 +58,6 @@ mod tests {
         recent.put(&span(9).0, &span(9).1);
         assert!(recent.get(&span(1).0).is_none(), "least recently used");
         assert!(recent.get(&span(0).0).is_some());
-        assert_eq!(recent.total, 8 << 20);
+        assert_eq!(recent.total, LIMIT);
     }
 }
