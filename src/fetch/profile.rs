@@ -20,7 +20,7 @@ use crate::policy::digest::Digest;
 pub const MAX_PROFILE: usize = 1 << 20;
 const VERSION: u32 = 1;
 /// Ranges nearer to each other than this are one: the bytes between them cost less than a request.
-const GAP: u64 = 32 << 10;
+const GAP: u64 = 64 << 10;
 /// Requests of a replay at a time: enough to fill a line, and the first is not held up by the last.
 const PARALLEL: usize = 4;
 

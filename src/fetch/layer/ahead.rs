@@ -63,6 +63,15 @@ impl Ahead {
     }
 }
 
+/// What a request is to bring, in bytes of the blob.
+struct Window {
+    bytes: u64,
+    /// The part of it that may lie before what was asked for.
+    back: u64,
+    /// What the next one here begins with.
+    next: u64,
+}
+
 impl Inner {
     /// A group of spans that somebody needs, and the neighbours that should come along.
     pub(super) fn trip(&self, needed: Range<usize>) -> Trip {
@@ -71,7 +80,7 @@ impl Inner {
         if !is_chunk(needed.start) {
             return Trip { needed, wide };
         }
-        let (window, back) = self.window(&needed);
+        let Window { bytes: window, back, next } = self.window(&needed);
         let wanted = |number: usize| is_chunk(number) && !self.is_here(number);
         while self.range(wide.start..wide.end + 1).1 <= window && wanted(wide.end) {
             wide.end += 1;
@@ -84,16 +93,17 @@ impl Inner {
             }
             wide.start = before;
         }
-        self.ahead.came(wide.clone(), window);
+        self.ahead.came(wide.clone(), next);
         Trip { needed, wide }
     }
 
-    /// How much to bring with `needed`, and how much of that may lie before it.
-    fn window(&self, needed: &Range<usize>) -> (u64, u64) {
+    /// How much to bring with `needed`.
+    fn window(&self, needed: &Range<usize>) -> Window {
         let whole = self.chunks_of_its_file(needed.start);
         let (start, bytes) = self.range(whole.clone());
         if whole.len() > 1 && bytes <= WHOLE {
-            return (bytes, self.range(needed.clone()).0.saturating_sub(start));
+            let back = self.range(needed.clone()).0.saturating_sub(start);
+            return Window { bytes, back, next: LEAST };
         }
         let places = self.ahead.places.lock().unwrap_or_else(PoisonError::into_inner);
         let near = |(place, window): &&(Range<usize>, u64)| {
@@ -103,7 +113,7 @@ impl Inner {
         };
         let before = places.iter().filter(near).map(|(_, window)| *window).max();
         let window = before.map_or(LEAST, |window| (window * 2).min(MOST));
-        (window, window / BEHIND)
+        Window { bytes: window, back: window / BEHIND, next: window }
     }
 
     /// The chunks of the file that a span is a chunk of.
