@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use addonfs::fetch::store::{Store, StoreOptions};
-use addonfs::fs::image::Images;
+use addonfs::fs::image::{Images, Side};
 use addonfs::fs::kernel::backing::Backings;
 use addonfs::fs::kernel::images::{ImageFs, ReadLimits};
 use addonfs::fs::kernel::mount;
@@ -98,7 +98,7 @@ fn serving_process() {
     let store = Store::open(&folder.join("store"), StoreOptions::default()).unwrap();
     let (digest, image) =
         runtime.block_on(common::mount::open(&folder.join("layout"), &store, &folder.join("tree")));
-    let images = Arc::new(Images::new(None));
+    let images = Arc::new(Images::new(None, "../xattr-images"));
     images.insert(digest, image).unwrap();
 
     let journal = folder.join("backing");
@@ -111,7 +111,7 @@ fn serving_process() {
             (saved, Backings::create(&journal).unwrap())
         }
     };
-    let fs = ImageFs::new(images, backings, runtime.handle().clone(), ReadLimits::default());
+    let fs = ImageFs::new(Side::Plain, images, backings, runtime.handle().clone(), ReadLimits::default());
     let (serving, _) = Serving::start(fs, device, Some(saved)).unwrap();
     serving.join().unwrap();
 }

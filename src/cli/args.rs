@@ -64,8 +64,8 @@ pub(crate) enum Role {
     },
     /// `__daemon OPTIONS`.
     Daemon(String),
-    /// `__mount-images FD PATH`.
-    MountImages(String, PathBuf),
+    /// `__mount-images FD PATH FD PATH`.
+    MountImages([(String, PathBuf); 2]),
 }
 
 impl Role {
@@ -76,8 +76,8 @@ impl Role {
                 Some(Self::Hold { ready: ready.clone(), options: options.clone() })
             }
             [role, options] if role == "__daemon" => Some(Self::Daemon(options.clone())),
-            [role, descriptor, path] if role == "__mount-images" => {
-                Some(Self::MountImages(descriptor.clone(), path.into()))
+            [role, a, path_a, b, path_b] if role == "__mount-images" => {
+                Some(Self::MountImages([(a.clone(), path_a.into()), (b.clone(), path_b.into())]))
             }
             _ => None,
         }

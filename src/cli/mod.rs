@@ -78,8 +78,8 @@ fn play(role: Role) -> ExitCode {
     match role {
         Role::Daemon(options) => daemon::serve::main(&options),
         Role::Hold { ready, options } => exit::finish(hold(&ready, &options)),
-        Role::MountImages(descriptor, path) => {
-            exit::finish(daemon::holder::mount_images(&descriptor, &path).map(|()| ExitCode::SUCCESS))
+        Role::MountImages(mounts) => {
+            exit::finish(daemon::holder::mount_images(&mounts).map(|()| ExitCode::SUCCESS))
         }
     }
 }

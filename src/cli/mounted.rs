@@ -9,13 +9,15 @@ pub(crate) fn all() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = mount::ours().into_iter().map(|(_, path)| path).collect();
     found.sort();
     found.dedup();
-    found.retain(|path| !path.ends_with(".addonfs/images") && !is_own_images(path));
+    let nested = [".addonfs/images", ".addonfs/xattr-images"];
+    found.retain(|path| !nested.iter().any(|end| path.ends_with(end)) && !is_own_images(path));
     found
 }
 
-/// An ordinary user's image connection lies in the runtime directory.
+/// An ordinary user's image connections lie in the runtime directory.
 fn is_own_images(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"images-"))
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    (name.starts_with(b"images-") || name.starts_with(b"xattr-images-"))
         && path.parent().is_some_and(|dir| dir.ends_with("addonfs"))
 }
 

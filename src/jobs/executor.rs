@@ -38,7 +38,7 @@ pub const STDIN_FIFO: &str = "stdin";
 pub struct LaunchSpec {
     /// Run id: unique for ever, `[a-z0-9-]+`; names the container and the cgroup.
     pub run_id: String,
-    /// The merged image as seen on the mount (`M/.addonfs/images/sha256-…/rootfs`): lower directory of the overlay.
+    /// The merged image as seen on the mount (`M/.addonfs/images/sha256-….job/rootfs`): lower directory of the overlay.
     pub rootfs: PathBuf,
     /// Command and arguments, exec form.
     pub argv: Vec<String>,

@@ -46,7 +46,9 @@ pub use control::{Command, JobCommand};
 pub use descriptor::Job;
 pub use error::JobError;
 pub use handle::{Counts, Jobs};
-pub use options::{Caller, EnsureImage, ImageWanted, JobsOptions, Progress, Retention, RunLimits};
+pub use options::{
+    Caller, EnsureImage, ImageWanted, JobsOptions, Progress, ROOT_IMAGE_SUFFIX, Retention, RunLimits,
+};
 pub use record::{EXIT_CANCELED, EXIT_REFUSED, EXIT_TIMEOUT};
 pub use run::Run;
 pub use state::{Answer, RunState, Verb};

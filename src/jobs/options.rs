@@ -95,6 +95,10 @@ impl Default for Retention {
     }
 }
 
+/// In the folder of images, what the name of one ends with that is to be a container's root (`sha256-<hex>.job`):
+/// without devices, and without file capabilities.
+pub const ROOT_IMAGE_SUFFIX: &str = ".job";
+
 /// Options of [`super::Jobs::open`].
 #[derive(Clone)]
 pub struct JobsOptions {

@@ -23,7 +23,7 @@ use super::args::MAX_PLAIN_BYTES;
 use super::descriptor::{Finding, Job, limits_json, millis};
 use super::error::JobError;
 use super::executor::{DATA_DIR_INSIDE, LaunchSpec, NetworkSpec, RUN_DIR_INSIDE, RuntimeInfo};
-use super::options::RunLimits;
+use super::options::{ROOT_IMAGE_SUFFIX, RunLimits};
 use super::record::pretty;
 use crate::policy::addon::Network;
 use crate::policy::arguments::{ArgumentProblem, Arguments, is_reserved};
@@ -210,7 +210,10 @@ fn spec(
     }
     Ok(LaunchSpec {
         run_id: String::new(),
-        rootfs: around.images_dir.join(job.addon.tree.dashed()).join("rootfs"),
+        rootfs: around
+            .images_dir
+            .join(format!("{}{ROOT_IMAGE_SUFFIX}", job.addon.tree.dashed()))
+            .join("rootfs"),
         argv: job.entry.command.clone(),
         env: environment(job, args, around),
         cwd: if config.working_dir.is_empty() { "/".into() } else { config.working_dir.clone() },
@@ -378,7 +381,7 @@ mod tests {
         );
         assert_eq!(
             spec.rootfs,
-            PathBuf::from(format!("/mnt/.addonfs/images/{}/rootfs", Digest::of(b"image").dashed()))
+            PathBuf::from(format!("/mnt/.addonfs/images/{}.job/rootfs", Digest::of(b"image").dashed()))
         );
     }
 

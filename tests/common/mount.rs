@@ -8,7 +8,7 @@ use addonfs::fetch::layer::{Layer, Opening, Progress};
 use addonfs::fetch::layout::Layout;
 use addonfs::fetch::source::BlobSource;
 use addonfs::fetch::store::{Store, StoreOptions};
-use addonfs::fs::image::{Image, ImageTree, Images};
+use addonfs::fs::image::{Image, ImageTree, Images, Side};
 use addonfs::fs::kernel::backing::Backings;
 use addonfs::fs::kernel::images::{ImageFs, ReadLimits};
 use addonfs::fs::kernel::mount::{self, Mounted};
@@ -79,11 +79,41 @@ pub async fn open_from(
     (*digest, Arc::new(Image { tree, layers, manifest_json, config_json }))
 }
 
-/// A directory for stores, trees and a mount point; and images shown in it.
-pub struct Shown {
-    // first, so that the mount is gone before the folder is removed
+/// One connection, mounted and served.
+struct Connection {
     guard: Unmount,
     serving: Option<Serving>,
+    backings: Backings,
+}
+
+impl Connection {
+    fn new(side: Side, at: &Path, images: &Arc<Images>, runtime: &Runtime, limits: ReadLimits) -> Self {
+        std::fs::create_dir(at).expect("mount point");
+        let mounted = mount::mount_images(mount::open_device().expect("/dev/fuse"), at).expect("mount");
+        let guard = Unmount::of(&mounted);
+        let backings = Backings::create(&at.with_extension("backing")).expect("journal");
+        let runtime = runtime.handle().clone();
+        let fs = ImageFs::new(side, Arc::clone(images), backings.clone(), runtime, limits);
+        let (serving, _) = Serving::start(fs, mounted.device, None).expect("session");
+        Self { guard, serving: Some(serving), backings }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = mount::unmount(&self.guard.path);
+        let Some(serving) = self.serving.take() else { return };
+        if !serving.stop(Duration::from_secs(5)).unwrap_or(false) {
+            let _ = mount::abort(self.guard.connection);
+        }
+    }
+}
+
+/// A directory for stores, trees and two mount points; and images shown in it, `mnt` and `xattr-mnt`.
+pub struct Shown {
+    // first, so that the mounts are gone before the folder is removed
+    plain: Connection,
+    xattrs: Connection,
     pub images: Arc<Images>,
     pub backings: Backings,
     pub runtime: Runtime,
@@ -97,16 +127,12 @@ impl Shown {
 
     pub fn with_limits(limits: ReadLimits) -> Self {
         let dir = tempfile::tempdir().expect("folder");
-        let at = dir.path().join("mnt");
-        std::fs::create_dir(&at).expect("mount point");
         let runtime = runtime();
-        let mounted = mount::mount_images(mount::open_device().expect("/dev/fuse"), &at).expect("mount");
-        let guard = Unmount::of(&mounted);
-        let images = Arc::new(Images::new(None));
-        let backings = Backings::create(&dir.path().join("backing")).expect("journal");
-        let fs = ImageFs::new(Arc::clone(&images), backings.clone(), runtime.handle().clone(), limits);
-        let (serving, _) = Serving::start(fs, mounted.device, None).expect("session");
-        Self { guard, serving: Some(serving), images, backings, runtime, dir }
+        let images = Arc::new(Images::new(None, "../xattr-mnt"));
+        let connect = |side, name| Connection::new(side, &dir.path().join(name), &images, &runtime, limits);
+        let (plain, xattrs) = (connect(Side::Plain, "mnt"), connect(Side::Xattrs, "xattr-mnt"));
+        let backings = plain.backings.clone();
+        Self { plain, xattrs, images, backings, runtime, dir }
     }
 
     pub fn handle(&self) -> &Handle {
@@ -123,20 +149,20 @@ impl Shown {
         let tree = self.dir.path().join(format!("tree-{name}"));
         let (digest, image) = self.runtime.block_on(open(layout, store, &tree));
         self.images.insert(digest, image).expect("insert");
-        self.guard.path.join(digest.dashed())
+        self.plain.guard.path.join(digest.dashed())
+    }
+
+    /// Number of the usual connection.
+    pub fn connection(&self) -> u32 {
+        self.plain.guard.connection
+    }
+
+    /// The backing ids of the connection with extended attributes.
+    pub fn xattr_backings(&self) -> &Backings {
+        &self.xattrs.backings
     }
 
     pub fn device(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.serving.as_ref().expect("served").device()
-    }
-}
-
-impl Drop for Shown {
-    fn drop(&mut self) {
-        let _ = mount::unmount(&self.guard.path);
-        let Some(serving) = self.serving.take() else { return };
-        if !serving.stop(Duration::from_secs(5)).unwrap_or(false) {
-            let _ = mount::abort(self.guard.connection);
-        }
+        self.plain.serving.as_ref().expect("served").device()
     }
 }

@@ -189,7 +189,7 @@ fn holder_and_daemon_killed_together() {
     s.sh("echo x > $M/tools/sh/runs/long/stdin").ok();
     assert_eq!(s.sh("$M/tools/sh/runs/long/wait").code, 3);
     assert_eq!(s.cat("tools/sh/runs/long/stdout"), "before\nafter\n");
-    assert_eq!(s.mounts().len(), 2, "no dead mount is left below: {:?}", s.mounts());
+    assert_eq!(s.mounts().len(), 3, "no dead mount is left below: {:?}", s.mounts());
 
     // and `umount` clears a dead one
     let daemon = s.daemon();

@@ -13,3 +13,4 @@ mod refusals;
 mod rootless;
 mod umount;
 mod walk;
+mod xattrs;

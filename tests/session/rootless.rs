@@ -41,7 +41,7 @@ fn an_ordinary_user() {
         .to_vec();
     s.as_user.push(format!("XDG_RUNTIME_DIR={}", s.path("run").display()));
     s.ready();
-    assert_eq!(s.mounts().len(), 2);
+    assert_eq!(s.mounts().len(), 3);
     s.sh("cmp $M/tools/rootfs/etc/os-release /etc/os-release && cmp $M/tools/rootfs/bin/busybox rootfs/bin/busybox").ok();
     s.sh("cmp $M/tools/manifest.yaml tools/manifest.yaml; cmp $M/tools/addon/data.txt tools/data.txt").ok();
     let link = s.sh("readlink $M/tools/rootfs").ok();

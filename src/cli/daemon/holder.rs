@@ -1,9 +1,12 @@
-//! The holder: the tiny parent that opens both `/dev/fuse`, mounts, and keeps the descriptors while daemons come and go.
+//! The holder: the tiny parent that opens the `/dev/fuse` of all three connections, mounts, and keeps the descriptors while daemons come and go.
 //!
 //! The kernel keeps a FUSE connection as long as any process holds its descriptor. The holder therefore does nothing
 //! that could fail: one thread, no network, no parsing; it starts a daemon with the descriptors and starts the next
-//! one when that dies. The image connection is mounted below the control tree, so its mount(2) needs a daemon that
-//! answers lookups: a short child of the holder makes that mount, the holder itself never touches the tree.
+//! one when that dies. The image connections are mounted below the control tree, so their mount(2) need a daemon that
+//! answers lookups: a short child of the holder makes those mounts, the holder itself never touches the tree.
+//!
+//! The second image connection, for trees with extended attributes, is mounted always, though few images need it: a
+//! mount made when the first such image appears would have to be asked for by a daemon that may die while it waits.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -29,7 +32,7 @@ use crate::fs::kernel::mount::{self, Tree};
 pub(crate) struct HoldOptions {
     /// The mount point, absolute.
     pub mount_point: PathBuf,
-    /// Where the image connection is mounted: below the mount point, or elsewhere for an ordinary user.
+    /// Where the usual image connection is mounted: below the mount point, or elsewhere for an ordinary user.
     pub images_dir: PathBuf,
     /// The configuration file, absolute.
     pub config: PathBuf,
@@ -40,7 +43,23 @@ pub(crate) struct HoldOptions {
 }
 
 impl HoldOptions {
-    fn nested(&self) -> bool {
+    /// Where the image connection with extended attributes is mounted: beside the usual one.
+    pub(crate) fn xattr_images_dir(&self) -> PathBuf {
+        self.images_dir.with_file_name(self.xattr_images_name())
+    }
+
+    /// The way from the one to the other.
+    pub(crate) fn other_side(&self) -> String {
+        format!("../{}", self.xattr_images_name())
+    }
+
+    fn xattr_images_name(&self) -> String {
+        let name = self.images_dir.file_name().unwrap_or_default();
+        format!("xattr-{}", name.to_string_lossy())
+    }
+
+    /// Whether the image connections are mounted below the control tree.
+    pub(crate) fn nested(&self) -> bool {
         self.images_dir.starts_with(&self.mount_point)
     }
 }
@@ -131,19 +150,24 @@ impl<'a> Holder<'a> {
         control: OwnedFd,
         ready: OwnedFd,
     ) -> anyhow::Result<Self> {
-        let (images, images_mounted) = if options.nested() {
-            (mount::open_device()?, false)
+        let (images, xattr_images, images_mounted) = if options.nested() {
+            (mount::open_device()?, mount::open_device()?, false)
         } else {
-            clear_dead(&options.images_dir)?;
-            std::fs::create_dir_all(&options.images_dir)?;
-            (mount::mount(Tree::Images, &options.images_dir)?.device, true)
+            let images = mount_beside(&options.images_dir)?;
+            let xattr_images = mount_beside(&options.xattr_images_dir());
+            if xattr_images.is_err() {
+                let _ = mount::unmount(&options.images_dir);
+            }
+            (images, xattr_images?, true)
         };
         let (mounted_reader, mounted) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let descriptors = Descriptors {
             control,
             images,
+            xattr_images,
             control_init: memfd_create("addonfs-control-init", MemfdFlags::CLOEXEC)?,
             images_init: memfd_create("addonfs-images-init", MemfdFlags::CLOEXEC)?,
+            xattr_images_init: memfd_create("addonfs-xattr-images-init", MemfdFlags::CLOEXEC)?,
             config: memfd_create("addonfs-config", MemfdFlags::CLOEXEC)?,
             lock: lock.into_fd(),
             ready,
@@ -237,12 +261,20 @@ impl<'a> Holder<'a> {
 
     fn start_image_mount(&self) -> anyhow::Result<Pid> {
         use std::os::fd::AsRawFd as _;
-        let images = &self.descriptors.images;
+        let devices = [
+            (&self.descriptors.images, self.options.images_dir.clone()),
+            (&self.descriptors.xattr_images, self.options.xattr_images_dir()),
+        ];
         let mut command = Command::new("/proc/self/exe");
-        command.arg("__mount-images").arg(images.as_raw_fd().to_string()).arg(&self.options.images_dir);
-        rustix::io::fcntl_setfd(images, rustix::io::FdFlags::empty())?;
+        command.arg("__mount-images");
+        for (device, path) in &devices {
+            command.arg(device.as_raw_fd().to_string()).arg(path);
+            rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
+        }
         let child = command.spawn();
-        rustix::io::fcntl_setfd(images, rustix::io::FdFlags::CLOEXEC)?;
+        for (device, _) in &devices {
+            rustix::io::fcntl_setfd(device, rustix::io::FdFlags::CLOEXEC)?;
+        }
         Ok(Pid::from_raw(i32::try_from(child?.id())?))
     }
 
@@ -263,6 +295,7 @@ impl<'a> Holder<'a> {
     fn take_down(&self) {
         if self.images_mounted && !self.options.nested() {
             let _ = mount::unmount(&self.options.images_dir);
+            let _ = mount::unmount(&self.options.xattr_images_dir());
         }
         if let Err(error) = mount::unmount(&self.options.mount_point) {
             tracing::error!("cannot unmount {}: {error}", self.options.mount_point.display());
@@ -293,16 +326,29 @@ fn clear_dead(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The child that mounts the image connection: `addonfs __mount-images FD PATH`.
-pub(crate) fn mount_images(descriptor: &str, path: &Path) -> anyhow::Result<()> {
-    let number: i32 = descriptor.parse().context("not a descriptor number")?;
-    mount::mount_images(super::inherit::adopt(number)?, path)?;
+/// Mounts an ordinary user's image connection, outside of the control tree.
+fn mount_beside(path: &Path) -> anyhow::Result<OwnedFd> {
+    clear_dead(path)?;
+    std::fs::create_dir_all(path)?;
+    Ok(mount::mount(Tree::Images, path)?.device)
+}
+
+/// The child that mounts the image connections: `addonfs __mount-images FD PATH FD PATH`.
+pub(crate) fn mount_images(mounts: &[(String, PathBuf); 2]) -> anyhow::Result<()> {
+    for (descriptor, path) in mounts {
+        let number: i32 = descriptor.parse().context("not a descriptor number")?;
+        let device = super::inherit::adopt(number)?;
+        // an earlier child may have come this far before it was killed with the daemon that it waited for
+        if mount::connection_of(path).is_none() {
+            mount::mount_images(device, path)?;
+        }
+    }
     Ok(())
 }
 
-/// Where the image connection of a mount is mounted.
+/// Where the usual image connection of a mount is mounted.
 ///
-/// Root nests it below the control tree, so that one bind of the mount point carries both. An ordinary user's
+/// Root nests it below the control tree, so that one bind of the mount point carries all. An ordinary user's
 /// fusermount3 gives each descriptor to whoever called it, which for a nested mount would not be the holder: there
 /// the images lie in the runtime directory and `rootfs` is an absolute link.
 pub(crate) fn images_dir(mount_point: &Path, runtime: &Path) -> PathBuf {

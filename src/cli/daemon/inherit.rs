@@ -19,27 +19,33 @@ pub(crate) struct Descriptors {
     pub control: OwnedFd,
     /// `/dev/fuse` of the image trees.
     pub images: OwnedFd,
+    /// `/dev/fuse` of the image trees that have extended attributes.
+    pub xattr_images: OwnedFd,
     /// Memory file with the control connection's saved INIT; empty for the first daemon.
     pub control_init: OwnedFd,
     /// The same for the image connection.
     pub images_init: OwnedFd,
+    /// The same for the one with extended attributes.
+    pub xattr_images_init: OwnedFd,
     /// Memory file with the configuration's text as the first daemon read it; empty for that one.
     pub config: OwnedFd,
     /// The lock of the state directory: open as long as holder or daemon lives.
     pub lock: OwnedFd,
     /// Where a start is reported, once.
     pub ready: OwnedFd,
-    /// One byte comes when the image connection is mounted.
+    /// One byte comes when both image connections are mounted.
     pub mounted: OwnedFd,
 }
 
 impl Descriptors {
-    fn roles(&self) -> [BorrowedFd<'_>; 8] {
+    fn roles(&self) -> [BorrowedFd<'_>; 10] {
         [
             self.control.as_fd(),
             self.images.as_fd(),
+            self.xattr_images.as_fd(),
             self.control_init.as_fd(),
             self.images_init.as_fd(),
+            self.xattr_images_init.as_fd(),
             self.config.as_fd(),
             self.lock.as_fd(),
             self.ready.as_fd(),
@@ -71,16 +77,29 @@ impl Descriptors {
             "this command is started by `addonfs mount`, not by hand (no descriptors were handed over)",
         )?;
         let numbers: Vec<RawFd> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
-        let &[control, images, control_init, images_init, config, lock, ready, mounted] = numbers.as_slice()
+        let &[
+            control,
+            images,
+            xattr_images,
+            control_init,
+            images_init,
+            xattr_images_init,
+            config,
+            lock,
+            ready,
+            mounted,
+        ] = numbers.as_slice()
         else {
-            anyhow::bail!("{VARIABLE} names {} descriptors instead of 8", numbers.len());
+            anyhow::bail!("{VARIABLE} names {} descriptors instead of 10", numbers.len());
         };
         remove_variable();
         Ok(Self {
             control: adopt(control)?,
             images: adopt(images)?,
+            xattr_images: adopt(xattr_images)?,
             control_init: adopt(control_init)?,
             images_init: adopt(images_init)?,
+            xattr_images_init: adopt(xattr_images_init)?,
             config: adopt(config)?,
             lock: adopt(lock)?,
             ready: adopt(ready)?,

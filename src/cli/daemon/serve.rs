@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::SigSet;
@@ -27,7 +27,7 @@ use crate::cli::config::Config;
 use crate::cli::logging;
 use crate::fetch::documents::Documents;
 use crate::fs::control::ControlTree;
-use crate::fs::image::Images;
+use crate::fs::image::{Images, Side};
 use crate::fs::kernel::backing::Backings;
 use crate::fs::kernel::control::{ControlConnection, forget_name};
 use crate::fs::kernel::images::{ImageFs, ReadLimits};
@@ -115,7 +115,9 @@ async fn live(
         opened.wait_local().await;
     }
     let control = opened.serve_control(&mut descriptors)?;
-    let images = opened.serve_images(&mut descriptors).await?;
+    wait_mounted(&descriptors).await?;
+    let xattr_images = opened.serve_images(Side::Xattrs, &mut descriptors)?;
+    let images = opened.serve_images(Side::Plain, &mut descriptors)?;
     Ready::Mounted.say(&descriptors.ready);
     tracing::info!(mount_point = %opened.facts.options.mount_point.display(), resumed, "the tree answers");
     // Everything else has its own copies by now. The lock stays: a holder may be killed, and then it is ours alone.
@@ -128,8 +130,9 @@ async fn live(
     }
     take_down(&facts.options, &spawner).await?;
     tokio::task::spawn_blocking(move || {
-        for serving in [images, control] {
-            if let Err(error) = serving.stop(DRAIN) {
+        let end = Instant::now() + DRAIN;
+        for serving in [images, xattr_images, control] {
+            if let Err(error) = serving.stop(end.saturating_duration_since(Instant::now())) {
                 tracing::debug!("a connection ended with {error}");
             }
         }
@@ -165,7 +168,7 @@ impl Opened {
             sink,
             Handle::current(),
         )?;
-        let images = Arc::new(Images::new(wiring::owner()));
+        let images = Arc::new(Images::new(wiring::owner(), &options.other_side()));
         let (stopper, stops) = shutdown::channel()?;
         let facts = Arc::new(DaemonFacts {
             board: Arc::clone(&board),
@@ -236,36 +239,46 @@ impl Opened {
         Ok(serving)
     }
 
-    async fn serve_images(&self, descriptors: &mut Descriptors) -> anyhow::Result<Serving> {
-        let mut mounted = File::from(descriptors.mounted.try_clone()?);
-        tokio::task::spawn_blocking(move || mounted.read_exact(&mut [0]))
-            .await?
-            .context("the holder ended before the images were mounted")?;
-        let device = descriptors.images.try_clone()?;
-        let journal = self.facts.options.dirs.runtime.join(wiring::backing_journal(&self.facts.options));
-        let backings = match saved(&mut descriptors.images_init)? {
+    fn serve_images(&self, side: Side, descriptors: &mut Descriptors) -> anyhow::Result<Serving> {
+        let (device, memory) = match side {
+            Side::Plain => (&descriptors.images, &mut descriptors.images_init),
+            Side::Xattrs => (&descriptors.xattr_images, &mut descriptors.xattr_images_init),
+        };
+        let device = device.try_clone()?;
+        let journal = wiring::backing_journal(&self.facts.options, side);
+        let backings = match saved(memory)? {
             Some(_) => Backings::resume(&journal),
             None => Backings::create(&journal),
         }
         .with_context(|| format!("cannot open {}", journal.display()))?;
         let (images, board) = (Arc::clone(&self.images), Arc::clone(&self.facts.board));
         let connection =
-            ImageFs::new(Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits)
+            ImageFs::new(side, Arc::clone(&self.images), backings.clone(), Handle::current(), self.limits)
                 .on_refused(Arc::new(move |ino, words| {
                     if let Some(tree) = images.digest_of(ino) {
                         board.read_refused(&tree, words);
                     }
                 }));
-        let init = init(&device, &mut descriptors.images_init)?;
+        let init = init(&device, memory)?;
         let (serving, _) =
             Serving::start(connection, device, Some(init)).context("cannot serve the image trees")?;
         if let Ok(probe) = tempfile::tempfile_in(&self.facts.options.dirs.cache) {
             backings.probe(serving.device().as_fd(), &probe);
         }
         upkeep::close_idle_backings(backings.clone(), serving.device().try_clone_to_owned()?);
-        let _ = self.facts.reading.set(backings);
+        if side == Side::Plain {
+            let _ = self.facts.reading.set(backings);
+        }
         Ok(serving)
     }
+}
+
+/// Waits for the holder's word: both image connections are mounted.
+async fn wait_mounted(descriptors: &Descriptors) -> anyhow::Result<()> {
+    let mut mounted = File::from(descriptors.mounted.try_clone()?);
+    tokio::task::spawn_blocking(move || mounted.read_exact(&mut [0]))
+        .await?
+        .context("the holder ended before the images were mounted")
 }
 
 /// The connection's INIT: kept by an earlier daemon, or read from the device now and kept before it is answered.
@@ -301,8 +314,9 @@ fn die_without_spawner(ended: &std::io::Result<()>) -> ! {
 
 /// Detaches the mounts. The spawner does it: this process must not touch what it serves.
 async fn take_down(options: &HoldOptions, spawner: &Spawner) -> anyhow::Result<()> {
-    if !options.images_dir.starts_with(&options.mount_point) {
+    if !options.nested() {
         wiring::unmount(spawner, &options.images_dir).await?;
+        wiring::unmount(spawner, &options.xattr_images_dir()).await?;
     }
     wiring::unmount(spawner, &options.mount_point).await
 }

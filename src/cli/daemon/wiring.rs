@@ -13,6 +13,7 @@ use crate::fetch::layer::Filling;
 use crate::fetch::registry::RegistryOptions;
 use crate::fetch::store::{Store, StoreOptions};
 use crate::fs::control::ControlOptions;
+use crate::fs::image::Side;
 use crate::jobs::executor::Executor;
 use crate::jobs::oci::{OciExecutor, OciOptions};
 use crate::jobs::spawner::{Helper, Spawner};
@@ -54,11 +55,15 @@ pub(crate) fn trees_dir(options: &HoldOptions) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// The journal of backing ids of this mount, in the runtime directory.
-pub(crate) fn backing_journal(options: &HoldOptions) -> String {
+/// The journal of backing ids of one of this mount's image connections, in the runtime directory.
+pub(crate) fn backing_journal(options: &HoldOptions, side: Side) -> PathBuf {
     use std::os::unix::ffi::OsStrExt as _;
     let id = crate::policy::digest::Digest::of(options.mount_point.as_os_str().as_bytes()).hex();
-    format!("backing-{}", &id[..16])
+    let kind = match side {
+        Side::Plain => "backing",
+        Side::Xattrs => "xattr-backing",
+    };
+    options.dirs.runtime.join(format!("{kind}-{}", &id[..16]))
 }
 
 /// A daemon without root shows image trees as its own (an overlay in a user namespace could not write otherwise).
@@ -123,13 +128,12 @@ pub(crate) fn executor(
 
 /// The control tree's options.
 pub(crate) fn control_options(options: &HoldOptions, config: &Config) -> anyhow::Result<ControlOptions> {
-    let nested = options.images_dir.starts_with(&options.mount_point);
     Ok(ControlOptions {
         mount_point: options.mount_point.clone(),
         uid: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
         group: group(config)?,
-        images_dir: (!nested).then(|| options.images_dir.clone()),
+        images_dir: (!options.nested()).then(|| options.images_dir.clone()),
         runner: crate::jobs::runner::RUNNER,
         runtime: tokio::runtime::Handle::current(),
     })

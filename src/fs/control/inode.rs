@@ -20,12 +20,14 @@ use crate::policy::digest::Digest;
 pub(super) const ROOT: u64 = 1;
 /// `.addonfs`.
 pub(super) const ROOM: u64 = 2;
-/// `.addonfs/images`, on which the image connection is mounted.
+/// `.addonfs/images`, on which the usual image connection is mounted.
 pub(super) const IMAGES: u64 = 3;
 /// `.addonfs/sources`.
 pub(super) const SOURCES: u64 = 4;
 /// `.addonfs/runs`.
 pub(super) const RUN_LINKS: u64 = 5;
+/// `.addonfs/xattr-images`, on which the image connection with extended attributes is mounted.
+pub(super) const XATTR_IMAGES: u64 = 6;
 
 const TAG_SHIFT: u32 = 62;
 const RUN_BITS: u64 = (1 << 54) - 1;
@@ -113,7 +115,7 @@ mod tests {
     fn numbers_read_back_as_what_they_were_made_of() {
         assert_eq!(decode(of_run(77, 9)), Number::Run { run: 77, slot: 9 });
         assert_eq!(decode(of_out(77, 123_456)), Number::Out { run: 77, real: 123_456 });
-        for fixed in [ROOT, ROOM, IMAGES, SOURCES, RUN_LINKS] {
+        for fixed in [ROOT, ROOM, IMAGES, SOURCES, RUN_LINKS, XATTR_IMAGES] {
             assert_eq!(decode(fixed), Number::Static);
         }
         assert_eq!(decode(of_static("dir", "tools")), Number::Static);

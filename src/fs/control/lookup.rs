@@ -10,7 +10,7 @@ use super::handles::Handle;
 use super::out::{OutFolder, OutStat, single};
 use super::run_files::{NAMES, Slot};
 use super::stat::link_target;
-use super::tree::{Dir, IMAGES_NAME, Node, StaticTree};
+use super::tree::{Dir, Node, StaticTree, UNLISTED};
 use super::{ControlTree, inode};
 use crate::fs::error::FsError;
 use crate::jobs::Run;
@@ -190,7 +190,8 @@ impl Listing {
 }
 
 fn list_static(tree: &StaticTree, ino: u64, dir: &Dir) -> Vec<DirEntry> {
-    let listed = dir.names.iter().filter(|(name, _)| ino != inode::ROOM || *name != IMAGES_NAME);
+    let listed =
+        dir.names.iter().filter(|(name, _)| ino != inode::ROOM || !UNLISTED.contains(&name.as_str()));
     listed
         .map(|(name, ino)| DirEntry {
             name: name.into(),

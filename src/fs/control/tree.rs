@@ -89,8 +89,12 @@ pub(super) struct Shape<'a> {
 
 /// `.addonfs`.
 pub(super) const ROOM_NAME: &str = ".addonfs";
-/// `.addonfs/images` answers to this name, and is listed nowhere.
-pub(super) const IMAGES_NAME: &str = "images";
+/// `.addonfs/images`.
+const IMAGES_NAME: &str = "images";
+/// `.addonfs/xattr-images`: where the images go that have extended attributes.
+const XATTR_IMAGES_NAME: &str = "xattr-images";
+/// They answer to these names, and are listed nowhere.
+pub(super) const UNLISTED: [&str; 2] = [IMAGES_NAME, XATTR_IMAGES_NAME];
 
 impl StaticTree {
     pub(super) fn build(shape: &Shape<'_>) -> Self {
@@ -124,6 +128,7 @@ impl StaticTree {
         let fixed_dir = |parent| Node::Dir(Dir { parent, ..Dir::default() });
         self.insert(inode::ROOT, ROOM_NAME, inode::ROOM, fixed_dir(inode::ROOT));
         self.insert(inode::ROOM, IMAGES_NAME, inode::IMAGES, fixed_dir(inode::ROOM));
+        self.insert(inode::ROOM, XATTR_IMAGES_NAME, inode::XATTR_IMAGES, fixed_dir(inode::ROOM));
         self.insert(inode::ROOM, "sources", inode::SOURCES, fixed_dir(inode::ROOM));
         self.insert(inode::ROOM, "runs", inode::RUN_LINKS, Node::RunLinks);
         for (name, fact) in [
@@ -226,9 +231,11 @@ impl StaticTree {
 }
 
 /// The names whose cached entries the kernel must drop when `old` becomes `new`: gone, another node, or a symlink
-/// that points elsewhere. Names below a dropped directory go with it. Nothing on the way to the nested image mount is
+/// that points elsewhere. Names below a dropped directory go with it. Nothing on the way to a nested image mount is
 /// ever named: forgetting one of those would unmount the images.
 pub(super) fn stale_names(old: &StaticTree, new: &StaticTree) -> Vec<(u64, String)> {
+    const FIXED: [u64; 5] =
+        [inode::ROOM, inode::IMAGES, inode::XATTR_IMAGES, inode::SOURCES, inode::RUN_LINKS];
     let mut stale = Vec::new();
     let mut open = vec![inode::ROOT];
     while let Some(at) = open.pop() {
@@ -236,7 +243,7 @@ pub(super) fn stale_names(old: &StaticTree, new: &StaticTree) -> Vec<(u64, Strin
             continue;
         };
         for (name, ino) in &before.names {
-            if [inode::ROOM, inode::IMAGES, inode::SOURCES, inode::RUN_LINKS].contains(ino) {
+            if FIXED.contains(ino) {
                 open.push(*ino);
             } else if after.names.get(name) != Some(ino) || moved(old.node(*ino), new.node(*ino)) {
                 stale.push((at, name.clone()));

@@ -6,7 +6,7 @@
 //! nodes     64 B each, in breadth-first order of names: node 0 is the root, a directory's children lie together
 //! entries   12 B each: where its name lies, its node; a directory's entries are one range, sorted by name bytes
 //! names     bytes of names and of symlinks' targets
-//! xattrs    none yet: their offset and length stand in the header, so that they can come without a new version
+//! xattrs    bytes of sets of extended attributes, see `xattr`
 //! ```
 //!
 //! All numbers are little-endian. The order, and so every node's number, depends on nothing but the merged tree.
@@ -22,12 +22,12 @@ use memmap2::Mmap;
 use nix::libc;
 use sha2::{Digest as _, Sha256};
 
-use super::TreeError;
+use super::{TreeError, xattr};
 use crate::fetch::index::INDEX_VERSION;
 
 pub(super) const MAGIC: &[u8; 8] = b"addontre";
 /// Raise it when a reader of this version would misread the file: trees are then built anew.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const HEADER: usize = 160;
 pub(super) const NODE: usize = 64;
 pub(super) const ENTRY: usize = 12;
@@ -49,8 +49,17 @@ pub struct Node {
     pub mtime_sec: i64,
     /// And nanoseconds.
     pub mtime_nsec: u32,
+    /// Where its extended attributes lie, see [`TreeFile::xattrs`].
+    pub xattrs: XattrSet,
     /// What it holds.
     pub body: NodeBody,
+}
+
+/// A range of the xattrs' part; empty for most nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XattrSet {
+    offset: u32,
+    length: u32,
 }
 
 /// What a node holds.
@@ -99,6 +108,8 @@ struct Header {
     entries_at: u64,
     names_at: u64,
     names: u64,
+    xattrs_at: u64,
+    xattrs: u64,
     layers: u32,
     created: i64,
 }
@@ -153,12 +164,26 @@ impl TreeFile {
 
     /// Bytes of the names' part.
     pub fn bytes(&self, offset: u32, length: u32) -> Option<&[u8]> {
-        let end = u64::from(offset) + u64::from(length);
-        if end > self.header.names {
+        self.range(self.header.names_at, self.header.names, offset, length)
+    }
+
+    /// Whether any node has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.header.xattrs > 0
+    }
+
+    /// Name and value of each attribute of a set, sorted by name.
+    pub fn xattrs(&self, set: XattrSet) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let set = self.range(self.header.xattrs_at, self.header.xattrs, set.offset, set.length);
+        xattr::decode(set.unwrap_or_default())
+    }
+
+    fn range(&self, part: u64, part_length: u64, offset: u32, length: u32) -> Option<&[u8]> {
+        if u64::from(offset) + u64::from(length) > part_length {
             return None;
         }
-        let start = usize::try_from(self.header.names_at + u64::from(offset)).ok()?;
-        self.map.get(start..start + length as usize)
+        let start = usize::try_from(part.checked_add(u64::from(offset))?).ok()?;
+        self.map.get(start..start.checked_add(length as usize)?)
     }
 
     fn record(&self, table: u64, count: u32, index: u32, size: usize) -> Option<&[u8]> {
@@ -195,6 +220,8 @@ fn check(map: &[u8]) -> Result<Header, &'static str> {
         entries_at: long(32)?,
         names_at: long(40)?,
         names: long(48)?,
+        xattrs_at: long(56)?,
+        xattrs: long(64)?,
         layers: word(72)?,
         created: long(80)?.cast_signed(),
     };
@@ -235,6 +262,7 @@ fn decode(record: &[u8]) -> Option<Node> {
         gid: word(12)?,
         mtime_sec: get64(record, 16)?.cast_signed(),
         mtime_nsec: word(24)?,
+        xattrs: XattrSet { offset: word(52)?, length: word(56)? },
         body,
     })
 }

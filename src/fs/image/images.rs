@@ -1,12 +1,23 @@
-//! What the image connection shows: images by digest, each for ever the same.
+//! What the image connections show: images by digest, each for ever the same.
 //!
 //! ```text
-//! 1                          the connection's root: lists nothing, answers to sha256-<hex>
+//! 1                          a connection's root: lists nothing, answers to sha256-<hex>
 //! └── sha256-<hex>           comes and goes: its name may be remembered by nobody
 //!     ├── rootfs             the merged tree; everything from here on is for ever
 //!     ├── manifest.json
 //!     └── config.json
 //! ```
+//!
+//! There are two connections, because "no extended attributes" can be said of a whole connection only, and said so
+//! it makes `ls -l` four times faster ([`Side`]). An image is on one of them, which its tree decides and so every
+//! daemon decides the same. On the usual side an image of the other is a symlink to there: whoever knows a digest
+//! need not know the side.
+//!
+//! `sha256-<hex>.job` is the same image once more, as containers get it for their root: with inode numbers of its own,
+//! without devices and without file capabilities. A device in it would be the host's, to a job that has its mode (a
+//! container has no CAP_MKNOD, and the device list of its control group holds only where the host has one); a program
+//! with capabilities that the container cannot have would not start (execve(2), EPERM). A root mounted `nosuid,nodev`
+//! would do the same, and it is, at first; but runc and crun mount it anew and drop both.
 //!
 //! Inode numbers are 31 bits of the image's digest and, below, the index of the node: the same after every restart,
 //! which is why a successor can go on with files that its predecessor opened. Indexes 0 to 15 are the fixed names.
@@ -24,18 +35,32 @@ use super::tree::{self, ImageTree};
 use crate::fetch::layer::{Layer, Read};
 use crate::fetch::verified::VerifiedBytes;
 use crate::fs::error::FsError;
+use crate::jobs::ROOT_IMAGE_SUFFIX;
 use crate::policy::digest::Digest;
 
 /// The connection's root.
 pub const TOP: u64 = 1;
+/// In the tag of an inode number: the inode is of the image as containers get it. The digest gives the other 31 bits.
+const JOB: u32 = 1 << 31;
 
-/// Indexes of the fixed names; `content` (2) is for artifacts.
+/// Indexes of the fixed names; `content` (2) is for artifacts. `LINK` is the digest's name on the side that the image
+/// is not on.
 const DIGEST_DIR: u32 = 0;
 const ROOTFS: u32 = 1;
 const MANIFEST: u32 = 3;
 const CONFIG: u32 = 4;
+const LINK: u32 = 5;
 /// Node n > 0 of the tree has index n + 15; node 0 is `rootfs`.
 const NODES_FROM: u32 = 15;
+
+/// Which of the two image connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The usual one: no file of it has extended attributes.
+    Plain,
+    /// The one for trees in which some file has.
+    Xattrs,
+}
 
 /// One image, complete: every layer is indexed.
 #[derive(Debug)]
@@ -48,6 +73,13 @@ pub struct Image {
     pub manifest_json: VerifiedBytes,
     /// The config, byte for byte.
     pub config_json: VerifiedBytes,
+}
+
+impl Image {
+    /// The connection it is on.
+    pub fn side(&self) -> Side {
+        if self.tree.has_xattrs() { Side::Xattrs } else { Side::Plain }
+    }
 }
 
 /// How long an answer stays true.
@@ -102,16 +134,18 @@ pub struct Dirent<'a> {
     pub next: u64,
 }
 
-/// All images of the connection.
-#[derive(Debug, Default)]
+/// All images of both connections.
+#[derive(Debug)]
 pub struct Images {
     shown: RwLock<HashMap<u32, (Digest, Arc<Image>)>>,
     owner: Option<(u32, u32)>,
+    other_side: String,
 }
 
 /// What an inode number means.
 enum Place {
     Top,
+    Link(Shown),
     DigestDir(Shown),
     Document(Shown, VerifiedBytes, u32),
     Node(Shown, u32, Node),
@@ -120,14 +154,16 @@ enum Place {
 #[derive(Clone)]
 struct Shown {
     tag: u32,
+    digest: Digest,
     image: Arc<Image>,
 }
 
 impl Images {
     /// No image yet. With `owner` every file is shown as that user's and group's (a daemon without root: an overlay
-    /// made in its user namespace could not write otherwise).
-    pub fn new(owner: Option<(u32, u32)>) -> Self {
-        Self { shown: RwLock::default(), owner }
+    /// made in its user namespace could not write otherwise). `other_side` is how the mount point of [`Side::Xattrs`]
+    /// is reached from that of [`Side::Plain`].
+    pub fn new(owner: Option<(u32, u32)>, other_side: &str) -> Self {
+        Self { shown: RwLock::default(), owner, other_side: other_side.to_owned() }
     }
 
     /// Shows an image from now on; showing it again changes nothing. A successor of a daemon inserts everything that
@@ -170,24 +206,24 @@ impl Images {
 
     /// The image that an inode belongs to.
     pub fn digest_of(&self, ino: u64) -> Option<Digest> {
-        let tag = u32::try_from(ino >> 32).ok()?;
-        self.by_tag(tag).map(|(digest, _)| digest)
+        self.by_tag(tag_of(ino)).map(|(digest, _)| digest)
     }
 
     fn by_tag(&self, tag: u32) -> Option<(Digest, Arc<Image>)> {
-        self.shown.read().unwrap_or_else(PoisonError::into_inner).get(&tag).cloned()
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).get(&(tag & !JOB)).cloned()
     }
 
     fn place(&self, ino: u64) -> Result<Place, FsError> {
         if ino == TOP {
             return Ok(Place::Top);
         }
-        let tag = u32::try_from(ino >> 32).map_err(|_| FsError::Stale)?;
-        let (_, image) = self.by_tag(tag).ok_or(FsError::Stale)?;
-        let shown = Shown { tag, image };
+        let tag = tag_of(ino);
+        let (digest, image) = self.by_tag(tag).ok_or(FsError::Stale)?;
+        let shown = Shown { tag, digest, image };
         let index = ino as u32;
         match index {
             DIGEST_DIR => Ok(Place::DigestDir(shown)),
+            LINK => Ok(Place::Link(shown)),
             MANIFEST => {
                 let document = shown.image.manifest_json.clone();
                 Ok(Place::Document(shown, document, index))
@@ -201,10 +237,10 @@ impl Images {
         }
     }
 
-    /// What `name` in the directory `parent` leads to.
-    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Found, FsError> {
+    /// What `name` in the directory `parent` leads to; the two sides differ in their root only.
+    pub fn lookup(&self, side: Side, parent: u64, name: &[u8]) -> Result<Found, FsError> {
         match self.place(parent)? {
-            Place::Top => Ok(self.top(name)),
+            Place::Top => Ok(self.top(side, name)),
             Place::DigestDir(shown) => {
                 let index = match name {
                     b"rootfs" => ROOTFS,
@@ -214,7 +250,7 @@ impl Images {
                 };
                 Ok(Found::Entry(self.getattr(number(shown.tag, index))?, Lasting::Forever))
             }
-            Place::Document(..) => Err(FsError::NotDirectory),
+            Place::Link(_) | Place::Document(..) => Err(FsError::NotDirectory),
             Place::Node(shown, _, dir) => {
                 if !matches!(dir.body, NodeBody::Dir { .. }) {
                     return Err(FsError::NotDirectory);
@@ -222,22 +258,38 @@ impl Images {
                 let Some(child) = shown.image.tree.child(&dir, name) else {
                     return Ok(Found::Nothing(Lasting::Forever));
                 };
-                let child = node(shown, child)?;
-                Ok(Found::Entry(self.attr(&child), Lasting::Forever))
+                let child = node(shown.clone(), child)?;
+                let attr = self.attr(&child);
+                Ok(if shown.hides(&attr) {
+                    Found::Nothing(Lasting::Forever)
+                } else {
+                    Found::Entry(attr, Lasting::Forever)
+                })
             }
         }
     }
 
-    fn top(&self, name: &[u8]) -> Found {
+    fn top(&self, side: Side, name: &[u8]) -> Found {
+        let (name, view) = match name.strip_suffix(ROOT_IMAGE_SUFFIX.as_bytes()) {
+            Some(name) => (name, JOB),
+            None => (name, 0),
+        };
         let digest = std::str::from_utf8(name).ok().and_then(Digest::from_dashed);
         let shown = digest.and_then(|digest| {
-            self.by_tag(tag(&digest))
-                .filter(|(known, _)| *known == digest)
-                .map(|(_, image)| Shown { tag: tag(&digest), image })
+            self.by_tag(tag(&digest)).filter(|(known, _)| *known == digest).map(|(_, image)| Shown {
+                tag: tag(&digest) | view,
+                digest,
+                image,
+            })
         });
         match shown {
-            Some(shown) => Found::Entry(self.attr(&Place::DigestDir(shown)), Lasting::Never),
-            None => Found::Nothing(Lasting::Never),
+            Some(shown) if shown.image.side() == side => {
+                Found::Entry(self.attr(&Place::DigestDir(shown)), Lasting::Never)
+            }
+            Some(shown) if side == Side::Plain => {
+                Found::Entry(self.attr(&Place::Link(shown)), Lasting::Never)
+            }
+            _ => Found::Nothing(Lasting::Never),
         }
     }
 
@@ -261,6 +313,11 @@ impl Images {
         };
         match place {
             Place::Top => fixed(TOP, libc::S_IFDIR | 0o555, 2, DIR_SIZE, 0),
+            Place::Link(shown) => {
+                let length = self.link_target(shown).len() as u64;
+                let created = shown.image.tree.created();
+                fixed(number(shown.tag, LINK), libc::S_IFLNK | 0o777, 1, length, created)
+            }
             Place::DigestDir(shown) => {
                 let created = shown.image.tree.created();
                 fixed(number(shown.tag, DIGEST_DIR), libc::S_IFDIR | 0o555, 3, DIR_SIZE, created)
@@ -303,7 +360,7 @@ impl Images {
         let place = self.place(ino)?;
         let parent = match &place {
             Place::Top | Place::DigestDir(_) => TOP,
-            Place::Document(..) => return Err(FsError::NotDirectory),
+            Place::Link(_) | Place::Document(..) => return Err(FsError::NotDirectory),
             Place::Node(shown, tree::ROOT, _) => number(shown.tag, DIGEST_DIR),
             Place::Node(shown, _, Node { body: NodeBody::Dir { parent, .. }, .. }) => {
                 node_number(shown.tag, *parent)
@@ -317,7 +374,11 @@ impl Images {
                 _ => name_at(&place, position - 2),
             };
             let Some((name, ino)) = entry else { break };
-            if !visit(Dirent { name, attr: self.getattr(ino)?, next: position + 1 }) {
+            let attr = self.getattr(ino)?;
+            if matches!(&place, Place::Node(dir, ..) if dir.hides(&attr)) {
+                continue;
+            }
+            if !visit(Dirent { name, attr, next: position + 1 }) {
                 break;
             }
         }
@@ -327,6 +388,7 @@ impl Images {
     /// Where a symlink points.
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
         match self.place(ino)? {
+            Place::Link(shown) => Ok(self.link_target(&shown).into_bytes()),
             Place::Node(shown, _, node) => {
                 let target = shown.image.tree.target(&node);
                 target.map(<[u8]>::to_vec).ok_or_else(|| FsError::Invalid("not a symbolic link".to_owned()))
@@ -335,10 +397,30 @@ impl Images {
         }
     }
 
+    fn link_target(&self, shown: &Shown) -> String {
+        let suffix = if shown.for_job() { ROOT_IMAGE_SUFFIX } else { "" };
+        format!("{}/{}{suffix}", self.other_side, shown.digest.dashed())
+    }
+
+    /// The value of an extended attribute, if the inode has it.
+    pub fn xattr(&self, ino: u64, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
+        let Place::Node(shown, _, node) = self.place(ino)? else { return Ok(None) };
+        let mut xattrs = shown.xattrs(&node);
+        Ok(xattrs.find(|(known, _)| *known == name).map(|(_, value)| value.to_vec()))
+    }
+
+    /// The names of an inode's extended attributes as listxattr(2) gives them: each with a NUL at its end.
+    pub fn xattr_names(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+        let Place::Node(shown, _, node) = self.place(ino)? else { return Ok(Vec::new()) };
+        let names = shown.xattrs(&node).map(|(name, _)| name);
+        Ok(names.flat_map(|name| [name, b"\0"]).flatten().copied().collect())
+    }
+
     /// Checks that `ino` is a file, and gives the complete, verified file on disk where there is one.
     pub fn open(&self, ino: u64) -> Result<Option<Arc<File>>, FsError> {
         match self.place(ino)? {
             Place::Top | Place::DigestDir(_) => Err(FsError::IsDirectory),
+            Place::Link(_) => Err(FsError::Invalid("not a file".to_owned())),
             Place::Document(..) => Ok(None),
             Place::Node(shown, _, node) => match node.body {
                 NodeBody::File { layer, file, .. } => Ok(layer_of(&shown, layer)?.backing(file)),
@@ -352,6 +434,7 @@ impl Images {
     pub fn read(&self, ino: u64, offset: u64, length: u32) -> Result<Read, FsError> {
         match self.place(ino)? {
             Place::Top | Place::DigestDir(_) => Err(FsError::IsDirectory),
+            Place::Link(_) => Err(FsError::Invalid("not a file".to_owned())),
             Place::Document(_, document, _) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(document.len());
                 let end = start.saturating_add(length as usize).min(document.len());
@@ -369,6 +452,23 @@ impl Images {
     }
 }
 
+impl Shown {
+    /// Whether this is the image as containers get it.
+    fn for_job(&self) -> bool {
+        self.tag & JOB != 0
+    }
+
+    fn hides(&self, attr: &Attr) -> bool {
+        self.for_job() && matches!(attr.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK)
+    }
+
+    fn xattrs(&self, node: &Node) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let for_job = self.for_job();
+        let xattrs = self.image.tree.xattrs(node);
+        xattrs.filter(move |(name, _)| !for_job || *name != b"security.capability")
+    }
+}
+
 /// What directories show as their size: one block, as ext4's smallest.
 const DIR_SIZE: u64 = 4096;
 
@@ -376,6 +476,11 @@ const DIR_SIZE: u64 = 4096;
 fn tag(digest: &Digest) -> u32 {
     let [a, b, c, d, ..] = *digest.as_bytes();
     (u32::from_be_bytes([a, b, c, d]) >> 1).max(1)
+}
+
+fn tag_of(ino: u64) -> u32 {
+    // the upper half: nothing is lost
+    (ino >> 32) as u32
 }
 
 fn number(tag: u32, index: u32) -> u64 {
@@ -406,7 +511,7 @@ fn name_at(place: &Place, index: u64) -> Option<(&[u8], u64)> {
             let (name, child) = shown.image.tree.entry(node, index)?;
             Some((name, node_number(shown.tag, child)))
         }
-        Place::Top | Place::Document(..) => None,
+        Place::Top | Place::Link(_) | Place::Document(..) => None,
     }
 }
 

@@ -6,7 +6,8 @@
 //! * a directory over a directory replaces its attributes and keeps its children; anything else removes, then creates;
 //! * a whiteout hides what lower layers brought, and never what its own layer brought, whatever their order. So every
 //!   name remembers the last layer that brought it or something below it (`Edge::touched`);
-//! * a hard link shares the identity and attributes of its target, also of one from a lower layer.
+//! * a hard link shares the identity and attributes of its target, also of one from a lower layer;
+//! * extended attributes are attributes like the others: whoever replaces those replaces these.
 //!
 //! An entry that no extractor could create (below a file, a hard link to nothing) refuses the image: a tree that
 //! differs from everybody else's is a wrong byte.
@@ -14,6 +15,7 @@
 use std::collections::BTreeMap;
 
 use super::TreeError;
+use super::xattr::{self, XattrSets};
 use crate::fetch::index::{Entry, EntryKind};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -37,6 +39,8 @@ pub(super) struct Attributes {
     pub(super) gid: u32,
     pub(super) mtime_sec: i64,
     pub(super) mtime_nsec: u32,
+    /// Which of the tree's sets of extended attributes.
+    pub(super) xattrs: u32,
 }
 
 #[derive(Debug)]
@@ -69,6 +73,7 @@ pub struct Merge {
     pub(super) nodes: Vec<Node>,
     pub(super) created: i64,
     pub(super) layers: u32,
+    pub(super) xattrs: XattrSets,
 }
 
 /// One component of a resolved path: its name, and its node if it exists.
@@ -82,7 +87,7 @@ type Reason = &'static str;
 impl Merge {
     /// No layer yet. `created` is the image config's time in seconds: the mtime of directories that no layer names.
     pub fn new(created: i64) -> Self {
-        let mut merge = Self { nodes: Vec::new(), created, layers: 0 };
+        let mut merge = Self { nodes: Vec::new(), created, layers: 0, xattrs: XattrSets::new() };
         merge.nodes.push(merge.implied_dir());
         merge
     }
@@ -102,7 +107,14 @@ impl Merge {
     }
 
     fn implied_dir(&self) -> Node {
-        let attributes = Attributes { mode: 0o755, uid: 0, gid: 0, mtime_sec: self.created, mtime_nsec: 0 };
+        let attributes = Attributes {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime_sec: self.created,
+            mtime_nsec: 0,
+            xattrs: xattr::NONE,
+        };
         Node { attributes, body: Body::Dir(BTreeMap::new()) }
     }
 
@@ -138,7 +150,7 @@ impl Merge {
         if entry.kind != EntryKind::Dir {
             return Err("the root must be a directory");
         }
-        self.nodes[0].attributes = attributes(entry);
+        self.nodes[0].attributes = self.attributes(entry)?;
         Ok(())
     }
 
@@ -247,7 +259,7 @@ impl Merge {
         if let (Some(old), EntryKind::Dir) = (old, entry.kind)
             && self.is_dir(old)
         {
-            self.nodes[old].attributes = attributes(entry);
+            self.nodes[old].attributes = self.attributes(entry)?;
             return Ok(old);
         }
         self.unlink(dir, name);
@@ -255,7 +267,19 @@ impl Merge {
             return self.hardlink_target(target);
         }
         let body = body(entry, self.layers - 1);
-        self.add(Node { attributes: attributes(entry), body })
+        let attributes = self.attributes(entry)?;
+        self.add(Node { attributes, body })
+    }
+
+    fn attributes(&mut self, entry: &Entry<'_>) -> Result<Attributes, Reason> {
+        Ok(Attributes {
+            mode: entry.mode & 0o7777,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime_sec: entry.mtime_sec,
+            mtime_nsec: entry.mtime_nsec.min(999_999_999),
+            xattrs: self.xattrs.add(entry)?,
+        })
     }
 
     fn hardlink_target(&self, target: &[u8]) -> Result<usize, Reason> {
@@ -311,16 +335,6 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (b"", path),
-    }
-}
-
-fn attributes(entry: &Entry<'_>) -> Attributes {
-    Attributes {
-        mode: entry.mode & 0o7777,
-        uid: entry.uid,
-        gid: entry.gid,
-        mtime_sec: entry.mtime_sec,
-        mtime_nsec: entry.mtime_nsec.min(999_999_999),
     }
 }
 

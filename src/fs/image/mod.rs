@@ -4,17 +4,20 @@
 //! and verified bytes, as plain values. Knows nothing of FUSE, of registries, nor of where the files are kept.
 //!
 //! * [`merge`]: applies layer after layer to one tree, as the image specification says
+//! * `xattr`, `acl`: which extended attributes are shown
 //! * [`mod@file`], `write`: the flat file's format; reading it without trusting it, and writing it
 //! * [`tree`]: one image's tree: build, open, look up
-//! * [`images`]: what the image connection shows: every image by digest, inode numbers, content
+//! * [`images`]: what the image connections show: every image by digest, inode numbers, content
 
+mod acl;
 pub mod error;
 pub mod file;
 pub mod images;
 pub mod merge;
 pub mod tree;
 mod write;
+mod xattr;
 
 pub use error::TreeError;
-pub use images::{Image, Images};
+pub use images::{Image, Images, Side};
 pub use tree::ImageTree;

@@ -82,6 +82,16 @@ impl ImageTree {
         }
     }
 
+    /// Whether any node has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.0.has_xattrs()
+    }
+
+    /// Name and value of each extended attribute of a node, sorted by name.
+    pub fn xattrs(&self, node: &Node) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.xattrs(node.xattrs)
+    }
+
     /// The node at `path` below the root, symlinks not followed.
     pub fn find(&self, path: &[u8]) -> Option<u32> {
         let mut number = ROOT;

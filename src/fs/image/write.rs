@@ -75,7 +75,8 @@ impl Layout {
     fn encode(&self, merge: &Merge) -> Result<Vec<u8>, TreeError> {
         let mut nodes = Vec::with_capacity(self.order.len() * NODE);
         let mut entries = Vec::with_capacity(self.order.len() * ENTRY);
-        let mut names = Names::default();
+        let mut names = Strings::default();
+        let mut xattrs = Strings::default();
         for (number, index) in self.order.iter().enumerate() {
             let node = &merge.nodes[*index];
             let (length, place, layer) = match &node.body {
@@ -106,21 +107,24 @@ impl Layout {
             nodes.extend(length.to_le_bytes());
             nodes.extend(place.to_le_bytes());
             put32(&mut nodes, self.parent[number]);
-            // room for where the node's xattrs lie
-            nodes.extend([0; 12]);
+            let set = merge.xattrs.get(node.attributes.xattrs);
+            let offset = if set.is_empty() { 0 } else { xattrs.add(set)? };
+            put32(&mut nodes, offset);
+            put32(&mut nodes, set.len() as u32);
+            nodes.extend([0; 4]);
         }
-        Ok(assemble(&nodes, &entries, &names.bytes, merge))
+        Ok(assemble(&nodes, &entries, &names.bytes, &xattrs.bytes, merge))
     }
 }
 
-/// The names' part; a name that occurs again (`__init__.py`) is kept once.
+/// A part of byte strings (names, sets of extended attributes); one that occurs again (`__init__.py`) is kept once.
 #[derive(Default)]
-struct Names {
+struct Strings {
     bytes: Vec<u8>,
     known: HashMap<Box<[u8]>, u32>,
 }
 
-impl Names {
+impl Strings {
     fn add(&mut self, name: &[u8]) -> Result<u32, TreeError> {
         if let Some(offset) = self.known.get(name) {
             return Ok(*offset);
@@ -132,8 +136,8 @@ impl Names {
     }
 }
 
-fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], merge: &Merge) -> Vec<u8> {
-    let length = HEADER + nodes.len() + entries.len() + names.len();
+fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], xattrs: &[u8], merge: &Merge) -> Vec<u8> {
+    let length = HEADER + nodes.len() + entries.len() + names.len() + xattrs.len();
     let mut content = Vec::with_capacity(length);
     let entries_at = (HEADER + nodes.len()) as u64;
     let names_at = entries_at + entries.len() as u64;
@@ -143,7 +147,8 @@ fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], merge: &Merge) -> Vec<u8
     put32(&mut content, (nodes.len() / NODE) as u32);
     put32(&mut content, (entries.len() / ENTRY) as u32);
     let xattrs_at = names_at + names.len() as u64;
-    for number in [HEADER as u64, entries_at, names_at, names.len() as u64, xattrs_at, 0] {
+    let (names_length, xattrs_length) = (names.len() as u64, xattrs.len() as u64);
+    for number in [HEADER as u64, entries_at, names_at, names_length, xattrs_at, xattrs_length] {
         content.extend(number.to_le_bytes());
     }
     put32(&mut content, merge.layers);
@@ -151,7 +156,7 @@ fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], merge: &Merge) -> Vec<u8
     content.extend(merge.created.to_le_bytes());
     content.extend((length as u64).to_le_bytes());
     content.resize(HEADER, 0);
-    for part in [nodes, entries, names] {
+    for part in [nodes, entries, names, xattrs] {
         content.extend(part);
     }
     let body: [u8; 32] = Sha256::digest(&content[HEADER..]).into();

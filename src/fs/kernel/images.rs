@@ -1,4 +1,4 @@
-//! The image connection: FUSE requests answered from [`Images`].
+//! An image connection: FUSE requests answered from [`Images`].
 //!
 //! Metadata and content at hand are answered on the FUSE thread. A read that must fetch takes its reply into a task,
 //! with a share of the memory that all such reads may have together and a deadline for the whole request; when that
@@ -32,7 +32,7 @@ use crate::fetch::layer::Read;
 use crate::fs::errno::errno;
 use crate::fs::error::FsError;
 
-use crate::fs::image::images::{Attr, Found, Images, Lasting};
+use crate::fs::image::images::{Attr, Found, Images, Lasting, Side};
 
 /// Ten years: for ever, to a kernel that makes a signed time of it.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -63,8 +63,9 @@ impl Default for ReadLimits {
 /// Who is told of a refused read: its inode and the words behind the errno. Called in a task of the runtime.
 pub type Refused = Arc<dyn Fn(u64, &str) + Send + Sync>;
 
-/// The file system of the image connection.
+/// The file system of an image connection.
 pub struct ImageFs {
+    side: Side,
     images: Arc<Images>,
     backings: Backings,
     runtime: Handle,
@@ -77,6 +78,7 @@ pub struct ImageFs {
 impl std::fmt::Debug for ImageFs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ImageFs")
+            .field("side", &self.side)
             .field("images", &self.images)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
@@ -84,10 +86,17 @@ impl std::fmt::Debug for ImageFs {
 }
 
 impl ImageFs {
-    /// Serves `images`; fetches run on `runtime`.
-    pub fn new(images: Arc<Images>, backings: Backings, runtime: Handle, limits: ReadLimits) -> Self {
+    /// Serves those of `images` that are on `side`; fetches run on `runtime`. `backings` are this connection's own.
+    pub fn new(
+        side: Side,
+        images: Arc<Images>,
+        backings: Backings,
+        runtime: Handle,
+        limits: ReadLimits,
+    ) -> Self {
         let budget = Arc::new(Semaphore::new(limits.pending_bytes as usize));
-        Self { images, backings, runtime, limits, budget, refused: Arc::new(|_, _| {}), no_opendir: false }
+        let refused: Refused = Arc::new(|_, _| {});
+        Self { side, images, backings, runtime, limits, budget, refused, no_opendir: false }
     }
 
     /// Tells `refused` of every read that comes to nothing.
@@ -186,6 +195,19 @@ fn number(error: &FsError) -> Errno {
     Errno::from_i32(errno(error))
 }
 
+/// Answers getxattr(2) and listxattr(2): without room the question is how much it takes.
+fn sized(bytes: &[u8], room: u32, reply: ReplyXattr) {
+    // both kinds are at most 64 KiB
+    let length = bytes.len() as u32;
+    if room == 0 {
+        reply.size(length);
+    } else if length > room {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(bytes);
+    }
+}
+
 /// "There is nothing of that name, and there never will be": an entry without an inode.
 fn nothing() -> FileAttr {
     let mut attr = file_attr(&Attr {
@@ -214,6 +236,11 @@ impl Filesystem for ImageFs {
         ] {
             let _ = config.add_capabilities(wanted);
         }
+        // has the kernel enforce access control lists, and remember them: without it a list would only be shown, and
+        // the mode's group bits, which then are its mask, would let in a group that the list keeps out
+        if self.side == Side::Xattrs {
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
+        }
         self.no_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
         // 1: files may lie on an ordinary file system, and an overlay may still be put on top of this one
         if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err()
@@ -228,7 +255,7 @@ impl Filesystem for ImageFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.images.lookup(parent.0, name.as_bytes()) {
+        match self.images.lookup(self.side, parent.0, name.as_bytes()) {
             Ok(Found::Entry(attr, lasting)) => {
                 reply.entry_with_ttls(&FOREVER, &ttl(lasting), &file_attr(&attr), GENERATION);
             }
@@ -442,16 +469,30 @@ impl Filesystem for ImageFs {
         reply.error(Errno::EROFS);
     }
 
+    /// On the usual side ENOSYS, which the kernel takes for all files and for ever: it makes `ls -l` four times faster
+    /// than ENODATA would.
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
+        match self.side {
+            Side::Plain => reply.error(Errno::ENOSYS),
+            Side::Xattrs => match self.images.xattr(ino.0, name.as_bytes()) {
+                Ok(Some(value)) => sized(&value, room, reply),
+                Ok(None) => reply.error(Errno::NO_XATTR),
+                Err(error) => reply.error(number(&error)),
+            },
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, room: u32, reply: ReplyXattr) {
+        match self.side {
+            Side::Plain => reply.error(Errno::ENOSYS),
+            Side::Xattrs => match self.images.xattr_names(ino.0) {
+                Ok(names) => sized(&names, room, reply),
+                Err(error) => reply.error(number(&error)),
+            },
+        }
+    }
+
     // ENOSYS from here on: the kernel does it by itself, or says that there is none, and never asks again
-
-    /// Makes `ls -l` four times faster than ENODATA would.
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
 
     /// close(2) succeeds.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
