@@ -25,7 +25,10 @@ pub const TABLE: &[(i32, &str)] = &[
     (libc::ENAMETOOLONG, "a name of more than 255 bytes"),
     (libc::ENOSPC, "a quota or the disk is full"),
     (libc::ENOTTY, "no ioctl is offered"),
-    (libc::ENOSYS, "extended attributes, lseek for holes, copy_file_range, fallocate: callers do without"),
+    (
+        libc::ENOSYS,
+        "extended attributes of control files, lseek for holes, copy_file_range, fallocate: callers do without",
+    ),
 ];
 
 /// The errno a caller sees.
