@@ -85,6 +85,10 @@ pub(crate) struct BuildArgs {
     /// Use plain http for the base's registry, or do not check its certificate
     #[arg(long)]
     insecure: bool,
+    /// The configuration whose `registries` hold [default: /etc/addonfs/addonfs.yaml, for users
+    /// $XDG_CONFIG_HOME/addonfs/addonfs.yaml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print the digest and the layers as JSON
     #[arg(short = 'o', value_name = "FORMAT", value_parser = ["json"])]
     output_format: Option<String>,
@@ -100,7 +104,7 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     }
     let created = source_date_epoch()?;
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
-    let options = registry_access::options(args.insecure);
+    let options = registry_access::options(args.insecure, args.config.as_deref())?;
     let sink = sink::open(&target.location, &options)?;
 
     let mut draft = match &args.base {

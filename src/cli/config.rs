@@ -4,11 +4,14 @@
 //! key that nobody knows is an error with its line; in flwd.yaml, whose other sections belong to another program, a
 //! warning. Relative paths are relative to the file.
 
+mod registries;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::fetch::registry::Registries;
 use crate::fetch::store::Verify;
 use crate::jobs::{Retention, RunLimits};
 use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
@@ -36,6 +39,8 @@ pub(crate) struct Config {
     pub sources: Vec<SourceSpec>,
     /// What was read over, in words.
     pub warnings: Vec<String>,
+    /// Section `registries`.
+    pub registries: Registries,
     /// Section `read`.
     pub read: Read,
     /// Section `cache`.
@@ -151,6 +156,20 @@ impl Config {
         )
     }
 
+    /// The section `registries` alone, for commands that reach registries without a daemon; the other sections are
+    /// not judged.
+    pub(crate) fn registries(path: &Path) -> anyhow::Result<Registries> {
+        let (file, text) = (path.display().to_string(), Self::text(path)?);
+        let node = yaml::parse(&text).map_err(|problem| refusal(&file, &[problem]))?;
+        let base = std::path::absolute(path)?.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
+        let mut report = Report::new(Dialect::Addonfs);
+        let top = Field::root(&node).fields(&mut report);
+        let found = top.and_then(|mut top| top.take("registries"));
+        let found = found.map(|f| registries::registries(&f, &base, &mut report));
+        report.finish(&file)?;
+        Ok(found.unwrap_or_default())
+    }
+
     fn parse(file: &str, text: &[u8], base: &Path, dialect: Dialect) -> anyhow::Result<Self> {
         let node = yaml::parse(text).map_err(|problem| refusal(file, &[problem]))?;
         let mut report = Report::new(dialect);
@@ -163,6 +182,7 @@ impl Config {
         let (mount_point, state_dir) = (path("mount_point"), path("state_dir"));
         let (cache_dir, docker_config) = (path("cache_dir"), path("docker_config"));
         let group = top.take("group").and_then(|f| f.text(&mut report));
+        let registries = top.take("registries").map(|f| registries::registries(&f, base, &mut report));
         let read = section(&mut top, "read", &mut report, read);
         let cache = section(&mut top, "cache", &mut report, cache);
         let prefetch = section(&mut top, "prefetch", &mut report, prefetch);
@@ -179,6 +199,7 @@ impl Config {
             policy,
             sources,
             warnings,
+            registries: registries.unwrap_or_default(),
             read,
             cache,
             prefetch,
@@ -345,11 +366,31 @@ mod tests {
             ("jobs: {max_running: 0}", "not a number above 0"),
             ("jobs: {limits: {pids: 0}}", "not a number above 0"),
             ("jobs: 3", "expected a mapping"),
+            ("registries: {a/b: {}}", "is not a registry host"),
+            ("registries: {a: {fallback: false}}", "leaves no host"),
+            ("registries: {docker.io: {}, index.docker.io: {}}", "named twice"),
+            ("registries: {a: {mirrors: [{resolve: true}]}}", "without url"),
+            ("registries: {a: {mirrors: [{url: 'http://m'}]}}", "plain http"),
+            ("registries: {a: {mirrors: [{url: 'https://m', tls: 1}]}}", "unknown key"),
+            ("registries: {a: {ca: none.pem}}", "/etc/x/none.pem cannot be read"),
         ] {
             let error = parse(text, Dialect::Addonfs).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
     }
+
+    /// A certificate authority that nobody has the key of.
+    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\n\
+         MIIBgjCCASegAwIBAgIUHSoZ6QfWeBx6U4s28TCujgUj2T4wCgYIKoZIzj0EAwIw\n\
+         FTETMBEGA1UEAwwKZXhhbXBsZSBDQTAgFw0yNjExMjEwNzMzNDJaGA8yMTI2MTAy\n\
+         ODA3MzM0MlowFTETMBEGA1UEAwwKZXhhbXBsZSBDQTBZMBMGByqGSM49AgEGCCqG\n\
+         SM49AwEHA0IABF0LsUZBqQReHAjSPk56E+MfoCQipFxeZHAKomOUX/DyIB1bc53Z\n\
+         ua16iU0jndpRD7FAbAStutS3mZtQQmqF6W6jUzBRMB0GA1UdDgQWBBQVWrm97hwL\n\
+         AsiWkl0khvLtU8H8JTAfBgNVHSMEGDAWgBQVWrm97hwLAsiWkl0khvLtU8H8JTAP\n\
+         BgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQCiuWI5fUVS0VM/YDBg\n\
+         6DJupwdxwgtHP+9HLLfyTGbBoAIhAK2z1VpWekz19o1p0YVWo1cULS80ywooEzMs\n\
+         ZceAb088\n\
+         -----END CERTIFICATE-----\n";
 
     const DOCS: &str = include_str!("../../docs/configuration.md");
 
@@ -361,6 +402,7 @@ mod tests {
         for name in ["cosign.pub", "own.pub"] {
             std::fs::write(dir.path().join(name), &key).unwrap();
         }
+        std::fs::write(dir.path().join("ca.pem"), CERTIFICATE).unwrap();
         let block = DOCS.split("```yaml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let text = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
         let config = Config::parse("addonfs.yaml", text.as_bytes(), dir.path(), Dialect::Addonfs).unwrap();
@@ -384,7 +426,11 @@ mod tests {
         )
         .unwrap();
         let code = |text: &'static str| text.split("#[cfg(test)]").next().unwrap_or_default();
-        let sources = [code(include_str!("config.rs")), code(include_str!("../policy/source/parse.rs"))];
+        let sources = [
+            code(include_str!("config.rs")),
+            code(include_str!("config/registries.rs")),
+            code(include_str!("../policy/source/parse.rs")),
+        ];
         let keys: std::collections::BTreeSet<&str> = sources
             .iter()
             .flat_map(|text| readers.captures_iter(text).map(|found| found.extract::<1>().1[0]))

@@ -1,6 +1,7 @@
 //! `addonfs push`: copies an image from a layout to a registry.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,6 +37,10 @@ pub(crate) struct PushArgs {
     /// Use plain http, or do not check the registry's certificate (loopback needs it not)
     #[arg(long)]
     insecure: bool,
+    /// The configuration whose `registries` hold [default: /etc/addonfs/addonfs.yaml, for users
+    /// $XDG_CONFIG_HOME/addonfs/addonfs.yaml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print the digest and what was sent as JSON
     #[arg(short = 'o', long, value_name = "FORMAT", value_parser = ["json"])]
     output: Option<String>,
@@ -47,7 +52,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Runs the command.
 pub(crate) async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
     let (from, to): (ImageRef, ImageRef) = (args.from.parse()?, args.to.parse()?);
-    let options = registry_access::options(args.insecure);
+    let options = registry_access::options(args.insecure, args.config.as_deref())?;
     let (source, digest) = registry_access::open_image(&from, &options).await?;
     if let Some(asked) = to.digest.filter(|asked| *asked != digest) {
         anyhow::bail!("{from} is {digest}, and {to} asks for {asked}");

@@ -2,23 +2,33 @@
 //! (The daemon runs helpers through its spawner instead.)
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use super::config::Config;
+use super::dirs::Dirs;
 use crate::fetch::credentials::{Credentials, HelperRunner};
 use crate::fetch::layout::Layout;
 use crate::fetch::push::resolve_tag;
-use crate::fetch::registry::RegistryOptions;
+use crate::fetch::registry::{Registries, RegistryOptions};
 use crate::fetch::source::{self, BlobSource};
 use crate::policy::digest::Digest;
 use crate::policy::reference::{ImageRef, Location};
 
-/// Options for registries that a command line names.
-pub(crate) fn options(insecure: bool) -> RegistryOptions {
+/// Options for registries that a command line names. `config` is the configuration whose `registries` hold; without
+/// one, the standard one if there is one.
+pub(crate) fn options(insecure: bool, config: Option<&Path>) -> anyhow::Result<RegistryOptions> {
+    let standard = Dirs::standard_config();
+    let registries = match config {
+        Some(path) => Config::registries(path)?,
+        None if standard.exists() => Config::registries(&standard)?,
+        None => Registries::default(),
+    };
     let credentials = Credentials::from_docker_config(None, |name| std::env::var_os(name), helper_runner());
-    RegistryOptions { insecure, credentials, ..RegistryOptions::default() }
+    Ok(RegistryOptions { insecure, registries, credentials, ..RegistryOptions::default() })
 }
 
 /// Opens where `image` is, and finds its digest: the one it is pinned to, what its tag names, or the only image of

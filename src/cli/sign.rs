@@ -39,6 +39,10 @@ pub(crate) struct SignArgs {
     /// Use plain http, or do not check the registry's certificate (loopback needs it not)
     #[arg(long)]
     insecure: bool,
+    /// The configuration whose `registries` hold [default: /etc/addonfs/addonfs.yaml, for users
+    /// $XDG_CONFIG_HOME/addonfs/addonfs.yaml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print what was signed as JSON
     #[arg(short = 'o', long, value_name = "FORMAT", value_parser = ["json"])]
     output: Option<String>,
@@ -59,7 +63,8 @@ pub(crate) async fn run(args: SignArgs) -> anyhow::Result<ExitCode> {
     let password = password::existing(&name)?;
     let key = PrivateKey::from_encrypted_pem(&sealed, password.as_bytes())
         .map_err(|reason| anyhow::anyhow!("the key file {name} {reason}"))?;
-    let options = registry_access::options(args.insecure);
+    // A mirror that is behind would lose signatures: they are read where they are written.
+    let options = registry_access::options(args.insecure, args.config.as_deref())?.without_mirrors();
     let (source, digest) = registry_access::open_image(&image.clone().into(), &options).await?;
     source.manifest(&digest).await.with_context(|| format!("there is nothing to sign at {image}"))?;
     let sink = sink::open(&image.location, &options)?;

@@ -116,13 +116,21 @@ pub(super) async fn index(
     let mut again = true;
     loop {
         let result = index_once(store, source.as_ref(), blob, bound, tag).await;
-        match result {
-            Err(error) if error.class == Class::Corrupt && again => {
-                tracing::warn!(layer = %blob.digest, %error, "its table of contents is asked for again");
-                again = false;
+        let Err(error) = &result else { return result };
+        // Bytes that make no sense may be a mirror's; where there is none they are the blob's own.
+        let doubtful = match error.class {
+            Class::Corrupt => {
+                source.distrust(&blob.digest);
+                true
             }
-            result => return result,
+            Class::Protocol => source.distrust(&blob.digest),
+            _ => false,
+        };
+        if !(doubtful && again) {
+            return result;
         }
+        tracing::warn!(layer = %blob.digest, %error, "its table of contents is asked for again");
+        again = false;
     }
 }
 

@@ -114,6 +114,14 @@ impl Credentials {
         Self { origin: Origin::Files { files, required }, helper: Some(helper) }
     }
 
+    /// The same for a host that nobody named: a credential that was given for one registry is not for others.
+    pub(super) fn of_others(&self) -> Self {
+        match self.origin {
+            Origin::Fixed(_) => Self::anonymous(),
+            Origin::Files { .. } => self.clone(),
+        }
+    }
+
     /// The credential for a repository. Reads files and may run a helper: not for an async thread.
     pub fn find(&self, registry: &str, repository: &str) -> Result<Credential, FetchError> {
         let (files, required) = match &self.origin {

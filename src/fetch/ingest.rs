@@ -56,8 +56,25 @@ impl Progress {
     }
 }
 
-/// Fetches `blob` and publishes its index and content in the store.
+/// Fetches `blob` and publishes its index and content in the store. Wrong bytes are fetched again as long as there is
+/// another place for them.
 pub(super) async fn ingest(
+    store: &Arc<Store>,
+    source: &Arc<dyn BlobSource>,
+    blob: &Descriptor,
+    progress: Option<&Progress>,
+) -> Result<(), FetchError> {
+    loop {
+        match ingest_once(store, source, blob, progress).await {
+            Err(error) if error.class == Class::Corrupt && source.distrust(&blob.digest) => {
+                tracing::warn!(layer = %blob.digest, %error, "it is fetched from elsewhere");
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn ingest_once(
     store: &Arc<Store>,
     source: &Arc<dyn BlobSource>,
     blob: &Descriptor,

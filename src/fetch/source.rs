@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 
 use super::error::FetchError;
 use super::layout::Layout;
-use super::registry::{Registry, RegistryOptions};
+use super::registry::{self, RegistryOptions};
 use super::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
 use crate::policy::image::Descriptor;
@@ -19,7 +19,7 @@ use crate::policy::reference::Location;
 /// The source at `location`: a layout is looked at, a registry is not asked yet.
 pub fn open(location: &Location, options: &RegistryOptions) -> Result<Arc<dyn BlobSource>, FetchError> {
     Ok(match location {
-        Location::Registry { .. } => Registry::open(location, options)?,
+        Location::Registry { host, repository } => registry::source(host, repository, options),
         Location::Layout { path } => Layout::open(path)?,
     })
 }
@@ -27,7 +27,8 @@ pub fn open(location: &Location, options: &RegistryOptions) -> Result<Arc<dyn Bl
 /// One repository of a registry, or one image layout on disk.
 ///
 /// Recoverable trouble (token expiry, redirects, 429, 5xx, resets, truncated bodies) is retried inside; a caller
-/// sets its deadline around the call by dropping the future. Ranges and streams are raw: the layer façade proves them.
+/// sets its deadline around the call by dropping the future. Ranges and streams are raw: who uses them proves
+/// them, and says [`BlobSource::distrust`] of what is wrong.
 #[async_trait]
 pub trait BlobSource: Send + Sync + fmt::Debug {
     /// The manifest or index with this digest and its media type. At most 4 MiB, checked.
@@ -48,4 +49,9 @@ pub trait BlobSource: Send + Sync + fmt::Debug {
 
     /// Exactly the raw bytes of `range`. Not checked.
     async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes, FetchError>;
+
+    /// What came of this blob does not match its digest. Returns whether it will come from elsewhere from now on.
+    fn distrust(&self, _blob: &Digest) -> bool {
+        false
+    }
 }

@@ -165,6 +165,15 @@ impl<'n> Fields<'n> {
         (!matches!(entry.value.kind, Kind::Null)).then_some(field)
     }
 
+    /// All keys with their values, where the keys are names of the user's choice.
+    pub fn named(&self) -> Vec<(&'n str, Field<'n>)> {
+        let field = |entry: &'n Entry| {
+            let pointer = join(&self.at.pointer, &entry.key);
+            (entry.key.as_str(), Field { node: &entry.value, pointer })
+        };
+        self.entries.iter().map(field).collect()
+    }
+
     /// Tells of the keys that nobody took.
     pub fn finish(self, report: &mut Report) {
         for entry in self.entries.iter().filter(|entry| !self.asked.contains(&entry.key.as_str())) {

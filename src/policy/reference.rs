@@ -197,6 +197,13 @@ pub(super) fn split_host(name: &str) -> (String, &str) {
     }
 }
 
+/// The name of a registry as [`Location`] has it.
+pub fn registry_host(text: &str) -> Result<String, String> {
+    let host = normal_host(text);
+    check_host(&host)?;
+    Ok(host)
+}
+
 /// Lower case, and one name for Docker Hub.
 pub(super) fn normal_host(host: &str) -> String {
     let host = host.to_ascii_lowercase();

@@ -83,6 +83,7 @@ pub(crate) fn registry_options(config: &Config, spawner: &Spawner) -> RegistryOp
         if output.code == Some(0) { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     });
     RegistryOptions {
+        registries: config.registries.clone(),
         credentials: Credentials::from_docker_config(
             config.docker_config.clone(),
             |name| std::env::var_os(name),

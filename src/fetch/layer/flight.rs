@@ -166,6 +166,7 @@ impl Inner {
             match decoding.await.unwrap_or_else(|_| Err(interrupted())) {
                 Err(error) if error.class == Class::Corrupt => {
                     tracing::warn!(layer = %self.blob.digest, %error, "wrong bytes from the registry");
+                    self.source.distrust(&self.blob.digest);
                     last = error;
                 }
                 result => return result,

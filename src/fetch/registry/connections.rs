@@ -3,20 +3,24 @@
 //! Out: one answer to one request, redirects never followed (see [`super::client`]) and bodies never decoded.
 //! Errors name no address, because addresses may carry credentials (presigned queries).
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, Response};
 use url::Url;
 
 use super::endpoint::is_loopback;
+use super::hosts::Authority;
 use crate::fetch::error::{Class, FetchError, Side};
 
 /// Whose certificates are accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Trust {
     /// Those that the system's roots prove.
     Verified,
+    /// Those that the system's roots prove, or this authority.
+    Also(Authority),
     /// Any: the user said `insecure` of this registry.
     Anyone,
 }
@@ -26,7 +30,7 @@ pub(super) enum Trust {
 #[derive(Clone)]
 pub struct Connections {
     connect_timeout: Duration,
-    pools: Arc<[OnceLock<Client>; 4]>,
+    pools: Arc<Mutex<HashMap<(bool, Trust), Client>>>,
 }
 
 impl std::fmt::Debug for Connections {
@@ -49,27 +53,36 @@ impl Connections {
     }
 
     /// The client for `url`: hosts of the loopback interface are reached past any proxy.
-    pub(super) fn client(&self, url: &Url, trust: Trust) -> Result<&Client, FetchError> {
+    pub(super) fn client(&self, url: &Url, trust: Trust) -> Result<Client, FetchError> {
         let direct = is_loopback(url);
-        let at = usize::from(direct) * 2 + usize::from(trust == Trust::Anyone);
-        let Some(slot) = self.pools.get(at) else { unreachable!("two booleans make four pools") };
-        if let Some(client) = slot.get() {
-            return Ok(client);
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (direct, trust);
+        if let Some(client) = pools.get(&key) {
+            return Ok(client.clone());
         }
+        let client = self.build(direct, &key.1).map_err(|error| {
+            let message = format!("cannot set up TLS: {}; are CA certificates installed?", chain(&error));
+            FetchError::new(Class::Protocol, Side::Local, message)
+        })?;
+        pools.insert(key, client.clone());
+        Ok(client)
+    }
+
+    fn build(&self, direct: bool, trust: &Trust) -> reqwest::Result<Client> {
         let mut builder = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(self.connect_timeout)
-            .tls_danger_accept_invalid_certs(trust == Trust::Anyone)
             .pool_idle_timeout(Duration::from_secs(60));
         if direct {
             builder = builder.no_proxy();
         }
-        let client = builder.build().map_err(|error| {
-            let message = format!("cannot set up TLS: {}; are CA certificates installed?", chain(&error));
-            FetchError::new(Class::Protocol, Side::Local, message)
-        })?;
-        Ok(slot.get_or_init(|| client))
+        match trust {
+            Trust::Verified => {}
+            Trust::Also(authority) => builder = builder.tls_certs_merge(authority.certificates()?),
+            Trust::Anyone => builder = builder.tls_danger_accept_invalid_certs(true),
+        }
+        builder.build()
     }
 }
 
@@ -91,8 +104,9 @@ pub(super) fn broken(what: &str, error: reqwest::Error) -> FetchError {
     let words = chain(&error.without_url());
     // rustls' words for a certificate that proves nothing; its type is not in our hands
     if words.contains("invalid peer certificate") {
-        let message =
-            format!("{what}: {words}: add its CA to the system's, or say `insecure: true` of the registry");
+        let message = format!(
+            "{what}: {words}: name its CA in `registries.<name>.ca`, or say `insecure: true` of the registry"
+        );
         return FetchError::new(Class::Protocol, Side::Remote, message);
     }
     FetchError::new(Class::Unavailable, Side::Remote, format!("{what}: {words}"))

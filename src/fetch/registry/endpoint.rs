@@ -7,22 +7,64 @@ use tokio::sync::OnceCell;
 use url::{Host, Url};
 
 use super::connections::Trust;
+use super::hosts::{Authority, Mirror};
 use crate::fetch::error::{Class, FetchError, Side};
 
-/// One repository of one registry.
+/// One repository of one registry, or of a mirror of it.
 pub(super) struct Endpoint {
-    /// The registry's name, as in references (`docker.io`).
+    /// The host's name: the registry's as in references (`docker.io`), or a mirror's own. Credentials are its.
     pub(super) name: String,
-    /// The repository's name.
+    /// The repository's name there.
     pub(super) repository: String,
     /// Whether plain http and unverified TLS are allowed.
-    pub(super) insecure: bool,
+    insecure: bool,
+    authority: Option<Authority>,
+    /// The segments of the path before the repository.
+    api: Vec<String>,
+    /// Which registry a mirror stands for, told to it in every request as containerd does (`ns`): one mirror may
+    /// stand for many.
+    namespace: Option<String>,
     base: OnceCell<Url>,
 }
 
 impl Endpoint {
-    pub(super) fn new(name: &str, repository: &str, insecure: bool) -> Self {
-        Self { name: name.to_owned(), repository: repository.to_owned(), insecure, base: OnceCell::new() }
+    pub(super) fn new(name: &str, repository: &str, insecure: bool, authority: Option<Authority>) -> Self {
+        Self {
+            name: name.to_owned(),
+            repository: repository.to_owned(),
+            insecure,
+            authority,
+            api: vec!["v2".to_owned()],
+            namespace: None,
+            base: OnceCell::new(),
+        }
+    }
+
+    /// `mirror` in the place of the registry `name`. What its path has behind `v2` belongs to the repository's name,
+    /// which is what its token service knows.
+    pub(super) fn mirror(mirror: &Mirror, name: &str, repository: &str) -> Self {
+        let segments = mirror.root.path_segments().into_iter().flatten();
+        let mut api: Vec<String> = segments.filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        let mut repository = repository.to_owned();
+        if api.is_empty() {
+            api.push("v2".to_owned());
+        } else if let Some(at) = api.iter().position(|segment| segment == "v2") {
+            let prefix = api.split_off(at + 1);
+            if !prefix.is_empty() {
+                repository = format!("{}/{repository}", prefix.join("/"));
+            }
+        }
+        let mut base = mirror.root.clone();
+        base.set_path("/");
+        Self {
+            name: mirror.host(),
+            repository,
+            insecure: mirror.insecure,
+            authority: mirror.authority.clone(),
+            api,
+            namespace: Some(name.to_owned()),
+            base: OnceCell::new_with(Some(base)),
+        }
     }
 
     /// `registry/repository`, for messages.
@@ -80,15 +122,23 @@ impl Endpoint {
     pub(super) fn url(&self, base: &Url, kind: &[&str]) -> Url {
         let mut url = base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            path.clear().push("v2").extend(self.repository.split('/')).extend(kind);
+            path.clear().extend(&self.api).extend(self.repository.split('/')).extend(kind);
+        }
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
         }
         url
     }
 
-    /// How far the certificate of `url` must be proven: `insecure` reaches only the registry itself.
+    /// How far the certificate of `url` must be proven: `insecure` reaches only the registry itself, its authority
+    /// also the token service and the storage that it leads to.
     pub(super) fn trust(&self, url: &Url) -> Trust {
         let own = self.root(url.scheme()).is_ok_and(|root| same_origin(&root, url));
-        if self.insecure && own { Trust::Anyone } else { Trust::Verified }
+        match &self.authority {
+            _ if self.insecure && own => Trust::Anyone,
+            Some(authority) => Trust::Also(authority.clone()),
+            None => Trust::Verified,
+        }
     }
 }
 
@@ -122,7 +172,7 @@ mod tests {
     use super::*;
 
     async fn base_of(name: &str, insecure: bool, speaks: &str) -> Option<String> {
-        let endpoint = Endpoint::new(name, "a/b", insecure);
+        let endpoint = Endpoint::new(name, "a/b", insecure, None);
         let found = endpoint
             .base(async |url: Url| if url.scheme() == speaks { Ok(true) } else { Err(protocol("no answer")) })
             .await;
@@ -156,7 +206,7 @@ mod tests {
 
     #[test]
     fn insecure_reaches_only_the_registry() {
-        let endpoint = Endpoint::new("registry.lan:5000", "a/b", true);
+        let endpoint = Endpoint::new("registry.lan:5000", "a/b", true, None);
         let trust = |url: &str| endpoint.trust(&Url::parse(url).unwrap());
         assert_eq!(trust("https://registry.lan:5000/v2/"), Trust::Anyone);
         assert_eq!(trust("https://registry.lan/v2/"), Trust::Verified);
@@ -165,8 +215,25 @@ mod tests {
 
     #[test]
     fn names_cannot_leave_the_repository() {
-        let endpoint = Endpoint::new("h", "../..//a?b#c", false);
+        let endpoint = Endpoint::new("h", "../..//a?b#c", false, None);
         let url = endpoint.url(&Url::parse("https://h/").unwrap(), &["tags", "list"]);
         assert_eq!(url.as_str(), "https://h/v2//a%3Fb%23c/tags/list");
+    }
+
+    #[test]
+    fn where_mirrors_have_a_repository() {
+        let table = [
+            ("https://m", "https://m/v2/a/b/tags/list?ns=docker.io", "a/b"),
+            ("https://m/", "https://m/v2/a/b/tags/list?ns=docker.io", "a/b"),
+            ("https://m:1/v2/hub", "https://m:1/v2/hub/a/b/tags/list?ns=docker.io", "hub/a/b"),
+            ("https://m/api/docker/hub/v2/", "https://m/api/docker/hub/v2/a/b/tags/list?ns=docker.io", "a/b"),
+            ("https://m/v2-prefix", "https://m/v2-prefix/a/b/tags/list?ns=docker.io", "a/b"),
+        ];
+        for (root, expected, repository) in table {
+            let endpoint = Endpoint::mirror(&Mirror::new(root, false).unwrap(), "docker.io", "a/b");
+            let base = endpoint.base.get().unwrap();
+            assert_eq!(endpoint.url(base, &["tags", "list"]).as_str(), expected);
+            assert_eq!(endpoint.repository, repository);
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! - `endpoint`: addresses; `connections`: pools and TLS; `client`: one request with authorization and redirects
 //! - `auth`, `challenge`, `token`: grants; `retry`, `status`: what an error means
 //! - `cursor`, `body`, `ranges`: blobs; `manifests`; `upload`: writing
+//! - `hosts`: what the operator says; `mirrors`: several hosts as one source; `rest`: mirrors that failed
 
 mod auth;
 mod body;
@@ -19,8 +20,11 @@ mod client;
 mod connections;
 mod cursor;
 mod endpoint;
+mod hosts;
 mod manifests;
+mod mirrors;
 mod ranges;
+mod rest;
 mod retry;
 mod status;
 mod token;
@@ -37,11 +41,13 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 
 pub use connections::Connections;
+pub use hosts::{Authority, Mirror, Registries, RegistryHosts};
 pub use retry::RetryPolicy;
 
 use self::client::Client;
 use self::cursor::Cursor;
 use self::endpoint::Endpoint;
+use self::mirrors::Mirrored;
 use super::credentials::Credentials;
 use super::error::{Class, FetchError, Side};
 use super::source::BlobSource;
@@ -55,6 +61,8 @@ use crate::policy::reference::Location;
 pub struct RegistryOptions {
     /// Plain http and unverified certificates are accepted from this registry.
     pub insecure: bool,
+    /// Mirrors and certificate authorities.
+    pub registries: Registries,
     /// Who we are.
     pub credentials: Credentials,
     /// The `User-Agent`.
@@ -73,10 +81,20 @@ pub struct RegistryOptions {
     pub max_skip: u64,
 }
 
+impl RegistryOptions {
+    /// The same past all mirrors, for what must be up to date.
+    #[must_use]
+    pub fn without_mirrors(mut self) -> Self {
+        self.registries = self.registries.without_mirrors();
+        self
+    }
+}
+
 impl Default for RegistryOptions {
     fn default() -> Self {
         Self {
             insecure: false,
+            registries: Registries::default(),
             credentials: Credentials::anonymous(),
             user_agent: concat!("addonfs/", env!("CARGO_PKG_VERSION")).to_owned(),
             connections: Connections::default(),
@@ -85,6 +103,14 @@ impl Default for RegistryOptions {
             retry: RetryPolicy::default(),
             max_skip: 64 << 20,
         }
+    }
+}
+
+/// `repository` on the registry `name`, from its mirrors first if it has some. Nothing is sent yet.
+pub fn source(name: &str, repository: &str, options: &RegistryOptions) -> Arc<dyn BlobSource> {
+    match options.registries.get(name) {
+        Some(hosts) if !hosts.mirrors.is_empty() => Arc::new(Mirrored::new(name, repository, hosts, options)),
+        _ => Arc::new(Registry::at(name, repository, options)),
     }
 }
 
@@ -101,14 +127,25 @@ impl fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// The repository at `location`. Nothing is sent yet.
+    /// The repository at `location`, without its mirrors: to write to. Nothing is sent yet.
     pub fn open(location: &Location, options: &RegistryOptions) -> Result<Arc<Self>, FetchError> {
         let Location::Registry { host, repository } = location else {
             let message = "an image layout on disk is not a registry";
             return Err(FetchError::new(Class::Protocol, Side::Local, message));
         };
-        let endpoint = Endpoint::new(host, repository, options.insecure);
-        Ok(Arc::new(Self { client: Arc::new(Client::new(endpoint, options)) }))
+        Ok(Arc::new(Self::at(host, repository, options)))
+    }
+
+    /// The registry itself, whatever mirrors it has.
+    fn at(name: &str, repository: &str, options: &RegistryOptions) -> Self {
+        let authority = options.registries.get(name).and_then(|hosts| hosts.authority.clone());
+        let endpoint = Endpoint::new(name, repository, options.insecure, authority);
+        Self { client: Arc::new(Client::new(endpoint, options)) }
+    }
+
+    fn mirror(mirror: &Mirror, name: &str, repository: &str, options: &RegistryOptions) -> Self {
+        let endpoint = Endpoint::mirror(mirror, name, repository);
+        Self { client: Arc::new(Client::new(endpoint, options)) }
     }
 
     fn cursor(&self, blob: &Descriptor, range: Range<u64>, max_skip: u64) -> Result<Cursor, FetchError> {
@@ -167,5 +204,10 @@ impl BlobSource for Registry {
 
     async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes, FetchError> {
         self.cursor(blob, range, self.client.max_skip)?.collect().await
+    }
+
+    fn distrust(&self, blob: &Digest) -> bool {
+        self.client.forget(blob);
+        false
     }
 }
