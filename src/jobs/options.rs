@@ -31,6 +31,10 @@ pub struct ImageWanted {
     pub source: String,
     /// The entrypoint's id.
     pub entrypoint: String,
+    /// Command and arguments.
+    pub argv: Vec<String>,
+    /// The container's `PATH`.
+    pub path: String,
     /// To be told how far it is.
     pub progress: Progress,
 }

@@ -11,6 +11,14 @@ use super::record::{EXIT_CANCELED, EXIT_REFUSED, now_ms};
 use super::run::{Pending, Run};
 use super::state::RunState;
 
+/// Command and arguments of a run, and its `PATH`; empty for one whose plan is gone.
+fn command(run: &Run) -> (Vec<String>, String) {
+    let inner = run.lock();
+    let Some(Pending { spec, .. }) = &inner.pending else { return (Vec::new(), String::new()) };
+    let path = spec.env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    (spec.argv.clone(), path.unwrap_or_default())
+}
+
 impl Shared {
     /// Asks for the run's image, then lets the run be picked. A run that was canceled meanwhile is no longer in the
     /// queue, and nothing happens to it.
@@ -26,7 +34,8 @@ impl Shared {
                     show_progress(&run, words);
                 }
             });
-            let wanted = ImageWanted { source, entrypoint, progress };
+            let (argv, path) = command(&run);
+            let wanted = ImageWanted { source, entrypoint, argv, path, progress };
             match (shared.options.ensure_image)(wanted).await {
                 Ok(()) => {
                     shared.queue().ready(run.number());

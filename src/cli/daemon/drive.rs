@@ -67,7 +67,7 @@ impl Sources {
             Box::pin(async move {
                 let at = sources.ensure(&wanted.source, &wanted.progress).await?;
                 if let (Some(starts), Some(image)) = (sources.starts.get(), sources.board.rootfs(at)) {
-                    starts.begins(image, &wanted.entrypoint);
+                    starts.begins(image, wanted);
                 }
                 Ok(())
             })

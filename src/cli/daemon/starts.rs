@@ -1,4 +1,5 @@
-//! Starts of jobs: what one reads of its image is recorded the first time, and fetched ahead the next time.
+//! Starts of jobs: what one reads of its image is recorded the first time, and fetched ahead the next time. The first
+//! time its program and the libraries of that are.
 //!
 //! ```text
 //! <state>/profiles/<manifest hex>.json   what the starts of an image's jobs read (fetch::profile)
@@ -13,7 +14,8 @@ use anyhow::Context as _;
 
 use crate::fetch::layer::{Layer, Recording};
 use crate::fetch::profile::{MAX_PROFILE, Profile};
-use crate::fs::image::Images;
+use crate::fs::image::{Images, program};
+use crate::jobs::ImageWanted;
 use crate::policy::digest::Digest;
 
 /// A start is over when nothing new was read for so long …
@@ -38,10 +40,10 @@ impl Starts {
         Ok(Arc::new(Self { dir, images, writing: Mutex::default() }))
     }
 
-    /// A run of the job `job` is about to start on `image`, which is in the tree.
-    pub(crate) fn begins(self: &Arc<Self>, image: Digest, job: &str) {
+    /// A run is about to start on `image`, which is in the tree.
+    pub(crate) fn begins(self: &Arc<Self>, image: Digest, run: ImageWanted) {
         let Some(shown) = self.images.get(&image) else { return };
-        let (starts, job) = (Arc::clone(self), job.to_owned());
+        let (starts, job) = (Arc::clone(self), run.entrypoint);
         let layers = shown.layers.clone();
         match self.profile(&image).filter(|profile| profile.jobs.contains_key(&job)) {
             Some(profile) => tokio::spawn(async move {
@@ -52,6 +54,7 @@ impl Starts {
             None => {
                 // From now on, not from when the task comes to it: the run does not wait.
                 let recordings: Vec<Recording> = layers.iter().filter_map(Layer::record).collect();
+                tokio::spawn(async move { program::read_ahead(&shown, &run.argv, &run.path).await });
                 tokio::spawn(async move { starts.record(image, job, recordings).await })
             }
         };

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Inner;
 use super::flight::Trip;
-use crate::fetch::index::file::Span;
+use crate::fetch::index::file::{FileRecord, Span};
 use crate::fetch::store::Kind;
 
 /// Bytes of the blob that a request brings at least, if the neighbourhood has them.
@@ -125,6 +125,18 @@ impl Inner {
         let before = (0..number).rev().take_while(same).take(MAX_CHUNKS).count();
         let after = (number + 1..self.index.span_count()).take_while(same).take(MAX_CHUNKS).count();
         number - before..number + 1 + after
+    }
+
+    /// Whether all of a file is in the store.
+    pub(super) fn file_is_here(&self, file: &FileRecord) -> bool {
+        let whole = match (file.pack_offset, file.digest) {
+            (None, Some(digest)) => self.store.has(Kind::File, &digest),
+            _ => false,
+        };
+        whole
+            || self.index.extents(file).all(|extent| {
+                self.index.spans_covering(extent.offset, extent.len).all(|number| self.is_here(number))
+            })
     }
 
     /// Whether a span's content is in the store, in whatever form. May read and hash a small file.

@@ -247,6 +247,11 @@ impl Layer {
         }
     }
 
+    /// Whether the content of file number `file` is in the store.
+    pub fn has_file(&self, file: u32) -> bool {
+        self.0.file(file).is_some_and(|record| self.0.file_is_here(&record))
+    }
+
     /// The plain file with the content of file number `file`, for the kernel to read itself, if the file is large
     /// enough for that and all of it is here and proven. `None` can become `Some` later.
     pub fn backing(&self, file: u32) -> Option<Arc<File>> {

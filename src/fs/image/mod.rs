@@ -14,6 +14,7 @@ pub mod error;
 pub mod file;
 pub mod images;
 pub mod merge;
+pub mod program;
 pub mod tree;
 mod write;
 mod xattr;
