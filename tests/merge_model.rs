@@ -282,6 +282,7 @@ proptest! {
 fn build(layers: &[LayerIndex]) -> Result<ImageTree, addonfs::fs::image::TreeError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tree");
-    ImageTree::build(&path, &layers.iter().collect::<Vec<_>>(), CREATED)?;
-    ImageTree::open(&path)
+    let layers: Vec<&LayerIndex> = layers.iter().collect();
+    ImageTree::build(&path, &layers, CREATED)?;
+    ImageTree::open(&path, &layers)
 }

@@ -77,7 +77,7 @@ async fn image(dir: &Path) -> (Image, Vec<PathBuf>) {
     }
     let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
     ImageTree::build(&dir.join("tree"), &indexes, 0).unwrap();
-    let tree = ImageTree::open(&dir.join("tree")).unwrap();
+    let tree = ImageTree::open(&dir.join("tree"), &indexes).unwrap();
     (Image { tree, layers, manifest_json: bytes.clone(), config_json: bytes }, libraries)
 }
 

@@ -71,11 +71,11 @@ pub async fn open_from(
                 .expect("layer"),
         );
     }
+    let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
     if !tree.exists() {
-        let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
         ImageTree::build(tree, &indexes, config.created.unwrap_or(0)).expect("tree");
     }
-    let tree = ImageTree::open(tree).expect("tree");
+    let tree = ImageTree::open(tree, &indexes).expect("tree");
     (*digest, Arc::new(Image { tree, layers, manifest_json, config_json }))
 }
 

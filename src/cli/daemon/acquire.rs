@@ -285,12 +285,12 @@ impl Acquisition<'_> {
         let path = self.rooms.trees.join(digest.hex());
         let created = documents.config.created.unwrap_or(0);
         let (tree, layers) = tokio::task::spawn_blocking(move || -> Result<_, TreeError> {
-            let tree = match ImageTree::open(&path) {
+            let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
+            let tree = match ImageTree::open(&path, &indexes) {
                 Ok(tree) => tree,
                 Err(_) => {
-                    let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
                     ImageTree::build(&path, &indexes, created)?;
-                    ImageTree::open(&path)?
+                    ImageTree::open(&path, &indexes)?
                 }
             };
             Ok((tree, layers))

@@ -225,6 +225,12 @@ impl LayerIndex {
         self.format
     }
 
+    /// The checksum of the whole index: two indexes with the same one number their files alike.
+    pub fn checksum(&self) -> Digest {
+        let bytes = self.as_bytes();
+        digest_at(bytes, bytes.len().saturating_sub(DIGEST))
+    }
+
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.count(Section::Entries)

@@ -1,8 +1,9 @@
 //! The tree file: one image's merged tree, flat, memory-mapped, immutable.
 //!
 //! ```text
-//! header   160 B  magic "addontre", version, counts, offsets, layers, version of the layer indexes whose file
-//!                 numbers it names, created, length, sha256 of the rest, and 8 bytes of the header's own sha256
+//! header   192 B  magic "addontre", version, counts, offsets, layers, version of the layer indexes whose file
+//!                 numbers it names, created, length, sha256 of the rest, sha256 of those indexes' checksums, and
+//!                 8 bytes of the header's own sha256
 //! nodes     64 B each, in breadth-first order of names: node 0 is the root, a directory's children lie together
 //! entries   12 B each: where its name lies, its node; a directory's entries are one range, sorted by name bytes
 //! names     bytes of names and of symlinks' targets
@@ -23,12 +24,14 @@ use nix::libc;
 use sha2::{Digest as _, Sha256};
 
 use super::{TreeError, xattr};
-use crate::fetch::index::INDEX_VERSION;
+use crate::fetch::index::{INDEX_VERSION, LayerIndex};
 
 pub(super) const MAGIC: &[u8; 8] = b"addontre";
 /// Raise it when a reader of this version would misread the file: trees are then built anew.
-pub(super) const VERSION: u32 = 2;
-pub(super) const HEADER: usize = 160;
+pub(super) const VERSION: u32 = 3;
+pub(super) const HEADER: usize = 192;
+/// Where the header says of which layer indexes it is.
+pub(super) const MADE_OF: std::ops::Range<usize> = 128..160;
 pub(super) const NODE: usize = 64;
 pub(super) const ENTRY: usize = 12;
 /// No layer: the node has no content.
@@ -122,8 +125,9 @@ pub struct TreeFile {
 }
 
 impl TreeFile {
-    /// Maps and checks the file at `path`.
-    pub fn open(path: &Path) -> Result<Self, TreeError> {
+    /// Maps and checks the file at `path`, which must have been made of `layers`: its numbers could name other files of
+    /// others, and that would be wrong bytes of the right image.
+    pub fn open(path: &Path, layers: &[&LayerIndex]) -> Result<Self, TreeError> {
         let disk = |source| TreeError::Disk { path: path.to_owned(), source };
         let format = |reason| TreeError::Format { path: path.to_owned(), reason };
         let file = File::open(path).map_err(disk)?;
@@ -131,6 +135,9 @@ impl TreeFile {
         // place or cut; nobody else is to write there (docs: the state directory is 0700).
         let map = unsafe { Mmap::map(&file) }.map_err(disk)?;
         let header = check(&map).map_err(format)?;
+        if map.get(MADE_OF) != Some(&made_of(layers)[..]) {
+            return Err(format("made of other layer indexes"));
+        }
         Ok(Self { map, header })
     }
 
@@ -193,6 +200,13 @@ impl TreeFile {
         let start = usize::try_from(table).ok()?.checked_add(index as usize * size)?;
         self.map.get(start..start.checked_add(size)?)
     }
+}
+
+/// What a header says of the layer indexes that its tree was made of.
+pub(super) fn made_of(layers: &[&LayerIndex]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    layers.iter().for_each(|layer| hasher.update(layer.checksum().as_bytes()));
+    hasher.finalize().into()
 }
 
 /// Reads the header and checks both digests.
@@ -272,19 +286,34 @@ mod tests {
     use super::super::merge::Merge;
     use super::super::write::write;
     use super::*;
+    use crate::fetch::index::build::index_tar;
 
-    /// Its numbers could name other files: that would be wrong bytes of the right image.
     #[test]
     fn a_tree_of_other_layer_indexes_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tree");
-        write(&path, &Merge::new(0)).unwrap();
+        write(&path, &Merge::new(0), [0; 32]).unwrap();
         let mut tree = std::fs::read(&path).unwrap();
         tree[76..80].copy_from_slice(&(INDEX_VERSION + 1).to_le_bytes());
         let head: [u8; 32] = Sha256::digest(&tree[..HEADER - 8]).into();
         tree[HEADER - 8..HEADER].copy_from_slice(&head[..8]);
         std::fs::write(&path, &tree).unwrap();
-        let refused = TreeFile::open(&path).unwrap_err().to_string();
+        let refused = TreeFile::open(&path, &[]).unwrap_err().to_string();
         assert!(refused.contains("another version"), "{refused}");
+
+        let index = |names: &[&str]| {
+            let mut tar = tar::Builder::new(Vec::new());
+            for name in names {
+                tar.append_data(&mut tar::Header::new_gnu(), name, &[][..]).unwrap();
+            }
+            index_tar(&tar.into_inner().unwrap()).unwrap()
+        };
+        let (one, other) = (index(&["a"]), index(&["a", "b"]));
+        write(&path, &Merge::new(0), made_of(&[&one, &other])).unwrap();
+        assert!(TreeFile::open(&path, &[&one, &other]).is_ok());
+        for others in [&[&other, &one][..], &[&one], &[]] {
+            let refused = TreeFile::open(&path, others).unwrap_err().to_string();
+            assert!(refused.contains("other layer indexes"), "{refused}");
+        }
     }
 }

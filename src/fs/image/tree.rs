@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use super::TreeError;
 use super::file::{Node, NodeBody, TreeFile};
 use super::merge::Merge;
-use super::write;
+use super::{TreeError, file, write};
 use crate::fetch::index::LayerIndex;
 
 /// Number of the root directory.
@@ -23,12 +22,12 @@ impl ImageTree {
         for layer in layers {
             merge.apply(layer.entries())?;
         }
-        write::write(path, &merge)
+        write::write(path, &merge, file::made_of(layers))
     }
 
-    /// Opens the tree file at `path`. On [`TreeError::Format`] remove it and build it anew.
-    pub fn open(path: &Path) -> Result<Self, TreeError> {
-        TreeFile::open(path).map(Self)
+    /// Opens the tree file at `path`, which was built of `layers`. On [`TreeError::Format`] remove it and build it anew.
+    pub fn open(path: &Path, layers: &[&LayerIndex]) -> Result<Self, TreeError> {
+        TreeFile::open(path, layers).map(Self)
     }
 
     /// How many nodes; their numbers are below it.
@@ -141,8 +140,9 @@ mod tests {
         let layers: Vec<LayerIndex> = layers.iter().map(|lines| layer(lines)).collect();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tree");
-        ImageTree::build(&path, &layers.iter().collect::<Vec<_>>(), 1_000)?;
-        ImageTree::open(&path)
+        let layers: Vec<&LayerIndex> = layers.iter().collect();
+        ImageTree::build(&path, &layers, 1_000)?;
+        ImageTree::open(&path, &layers)
     }
 
     /// `path/` for directories, `path -> target`, `path=layer.file` for files, sorted; and names of one node joined.
@@ -309,19 +309,20 @@ mod tests {
     fn a_damaged_tree_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tree");
-        ImageTree::build(&path, &[&layer(&["f a", "d b"])], 0).unwrap();
+        let layer = layer(&["f a", "d b"]);
+        ImageTree::build(&path, &[&layer], 0).unwrap();
         let good = std::fs::read(&path).unwrap();
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
             std::fs::write(&path, &bad).unwrap();
-            assert!(matches!(ImageTree::open(&path), Err(TreeError::Format { .. })), "byte {at}");
+            assert!(matches!(ImageTree::open(&path, &[&layer]), Err(TreeError::Format { .. })), "byte {at}");
         }
-        for length in [0, 8, 159, 160, good.len() - 1] {
+        for length in [0, 8, 191, 192, good.len() - 1] {
             std::fs::write(&path, &good[..length]).unwrap();
-            assert!(ImageTree::open(&path).is_err(), "length {length}");
+            assert!(ImageTree::open(&path, &[&layer]).is_err(), "length {length}");
         }
         std::fs::write(&path, &good).unwrap();
-        assert!(ImageTree::open(&path).is_ok());
+        assert!(ImageTree::open(&path, &[&layer]).is_ok());
     }
 }

@@ -9,13 +9,13 @@ use nix::libc;
 use sha2::{Digest as _, Sha256};
 
 use super::TreeError;
-use super::file::{ENTRY, HEADER, MAGIC, NO_LAYER, NODE, VERSION};
+use super::file::{ENTRY, HEADER, MADE_OF, MAGIC, NO_LAYER, NODE, VERSION};
 use super::merge::{Body, Merge, Node};
 use crate::fetch::index::INDEX_VERSION;
 
-/// Writes `merge` to `path`: a temporary file beside it, synced, then renamed.
-pub(super) fn write(path: &Path, merge: &Merge) -> Result<(), TreeError> {
-    let content = Layout::of(merge)?.encode(merge)?;
+/// Writes `merge`, which is `made_of` certain layer indexes, to `path`: a temporary file beside it, synced, then renamed.
+pub(super) fn write(path: &Path, merge: &Merge, made_of: [u8; 32]) -> Result<(), TreeError> {
+    let content = Layout::of(merge)?.encode(merge, made_of)?;
     let disk = |source| TreeError::Disk { path: path.to_owned(), source };
     replace(path, &content).map_err(disk)
 }
@@ -72,7 +72,7 @@ impl Layout {
         Ok(())
     }
 
-    fn encode(&self, merge: &Merge) -> Result<Vec<u8>, TreeError> {
+    fn encode(&self, merge: &Merge, made_of: [u8; 32]) -> Result<Vec<u8>, TreeError> {
         let mut nodes = Vec::with_capacity(self.order.len() * NODE);
         let mut entries = Vec::with_capacity(self.order.len() * ENTRY);
         let mut names = Strings::default();
@@ -113,7 +113,9 @@ impl Layout {
             put32(&mut nodes, set.len() as u32);
             nodes.extend([0; 4]);
         }
-        Ok(assemble(&nodes, &entries, &names.bytes, &xattrs.bytes, merge))
+        let mut content = assemble(&nodes, &entries, &names.bytes, &xattrs.bytes, merge);
+        seal(&mut content, made_of);
+        Ok(content)
     }
 }
 
@@ -159,11 +161,16 @@ fn assemble(nodes: &[u8], entries: &[u8], names: &[u8], xattrs: &[u8], merge: &M
     for part in [nodes, entries, names, xattrs] {
         content.extend(part);
     }
+    content
+}
+
+/// Puts into the header what it says of the rest and of itself.
+fn seal(content: &mut [u8], made_of: [u8; 32]) {
     let body: [u8; 32] = Sha256::digest(&content[HEADER..]).into();
     content[96..128].copy_from_slice(&body);
+    content[MADE_OF].copy_from_slice(&made_of);
     let head: [u8; 32] = Sha256::digest(&content[..HEADER - 8]).into();
     content[HEADER - 8..HEADER].copy_from_slice(&head[..8]);
-    content
 }
 
 fn put32(to: &mut Vec<u8>, number: u32) {
