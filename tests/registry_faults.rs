@@ -11,6 +11,7 @@ use std::time::Duration;
 use addonfs::fetch::error::{Class, FetchError};
 use addonfs::fetch::push::{CopyProgress, push_image};
 use addonfs::fetch::registry::Registry;
+use addonfs::fetch::signatures;
 use addonfs::fetch::sink::{BlobContent, BlobSink as _};
 use addonfs::fetch::source::BlobSource;
 use addonfs::policy::digest::Digest;
@@ -416,4 +417,59 @@ async fn tags_are_resolved_without_head_too() {
     scene.proxy.fail("GET", "/manifests/", ALWAYS, Fault::html());
     assert_eq!(scene.reader().resolve("v1").await.unwrap_err().class, Class::Protocol);
     assert_eq!(scene.reader().resolve("../../x").await.unwrap_err().class, Class::NotFound);
+}
+
+#[tokio::test]
+async fn no_request_is_made_that_is_not_needed() {
+    let scene = Scene::set().await;
+    let payload = br#"{"critical":{}}"#;
+    let signature = Descriptor {
+        annotations: vec![("dev.cosignproject.cosign/signature".into(), "c2ln".into())],
+        ..image::descriptor(addonfs::policy::trust::SIMPLE_SIGNING, payload)
+    };
+    let to = scene.registry.repository("org/tools");
+    to.put_blob(&signature, BlobContent::bytes(&payload[..])).await.unwrap();
+    let layer = serde_json::json!({
+        "mediaType": signature.media_type, "digest": signature.digest, "size": signature.size,
+        "annotations": {"dev.cosignproject.cosign/signature": "c2ln"},
+    });
+    let config = serde_json::json!({
+        "mediaType": "application/json", "digest": signature.digest, "size": signature.size,
+    });
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": image::MANIFEST, "config": config, "layers": [layer],
+    });
+    let tag = signatures::tag(&scene.manifest);
+    to.put_manifest(image::MANIFEST, manifest.to_string().into(), Some(&tag)).await.unwrap();
+
+    // the scheme is found by the first request, and a tag is one question
+    let reader = scene.reader();
+    assert_eq!(signatures::fetch(&*reader, &scene.manifest).await.unwrap().len(), 1);
+    reader.manifest(&scene.manifest).await.unwrap();
+    reader.range(&scene.layer, 0..1).await.unwrap();
+    let seen: Vec<_> = scene.proxy.take_seen("").into_iter().map(|s| (s.method, s.path)).collect();
+    let repository = "/v2/org/tools";
+    let expected = [
+        format!("{repository}/manifests/{tag}"),
+        format!("{repository}/blobs/{}", signature.digest),
+        format!("{repository}/manifests/{}", scene.manifest),
+        format!("{repository}/blobs/{}", scene.layer.digest),
+    ];
+    assert_eq!(seen, expected.map(|path| ("GET".to_owned(), path)));
+
+    // an answer that does not tell which scheme it is costs one more question, once
+    let reader = scene.reader();
+    scene.proxy.fail("GET", "/manifests/", 1, Fault::status(400));
+    assert_eq!(reader.manifest(&scene.manifest).await.unwrap_err().class, Class::Protocol);
+    reader.manifest(&scene.manifest).await.unwrap();
+    let seen: Vec<_> = scene.proxy.take_seen("").into_iter().map(|s| s.path).collect();
+    let manifest = format!("{repository}/manifests/{}", scene.manifest);
+    assert_eq!(seen, [manifest.clone(), "/v2/".to_owned(), manifest]);
+    // first requests at the same time do not wait for one another
+    let reader = scene.reader();
+    let both = futures_util::future::join(reader.manifest(&scene.manifest), reader.range(&scene.layer, 0..1));
+    let (manifest, range) = both.await;
+    manifest.unwrap();
+    range.unwrap();
+    assert_eq!(scene.proxy.take_seen("").len(), 2);
 }

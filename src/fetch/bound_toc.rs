@@ -199,9 +199,8 @@ async fn table_image(
     let missing = |what: &str| unusable(blob, &format!("its table is in another image, and {what}"));
     let tag = tag.ok_or_else(|| missing("without this image's tag that has no name"))?;
     let tag = format!("{tag}{TABLES_SUFFIX}");
-    let digest = source.resolve(&tag).await?.ok_or_else(|| missing(&format!("there is no tag {tag}")))?;
-    let (media_type, bytes) = source.manifest(&digest).await?;
-    let manifest = match parse_document(&media_type, &bytes) {
+    let found = source.tagged(&tag).await?.ok_or_else(|| missing(&format!("there is no tag {tag}")))?;
+    let manifest = match parse_document(&found.media_type, &found.content) {
         Ok(Document::Manifest(manifest)) => manifest,
         _ => return Err(missing(&format!("{tag} is no image"))),
     };

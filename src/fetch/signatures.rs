@@ -5,10 +5,13 @@
 //! else: whether a signature is worth anything is for `policy` to say. A tag can be moved by anybody who may push,
 //! so what is odd about one signature hides only that one.
 
+use futures_util::{StreamExt as _, stream};
+
 use super::document;
 use super::error::{Class, FetchError};
 use super::source::BlobSource;
 use crate::policy::digest::Digest;
+use crate::policy::image::Descriptor;
 use crate::policy::trust::SIMPLE_SIGNING;
 use crate::policy::trust::signature::SignatureMaterial;
 
@@ -16,6 +19,9 @@ use crate::policy::trust::signature::SignatureMaterial;
 const MAX_SIGNATURES: usize = 100;
 /// A payload is some hundred bytes; the user's annotations in it may make it longer.
 const MAX_PAYLOAD: u64 = 64 * 1024;
+
+/// Payloads that are fetched at the same time: together they are one round trip.
+const PARALLEL: usize = 4;
 
 /// The tag under which the signatures of `digest` are.
 pub fn tag(digest: &Digest) -> String {
@@ -27,16 +33,19 @@ pub fn tag(digest: &Digest) -> String {
 pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<SignatureMaterial>, FetchError> {
     let tag = tag(digest);
     let named = |error: FetchError| error.context(format_args!("signatures of {digest}"));
-    let Some(manifest) = source.resolve(&tag).await.map_err(named)? else { return Ok(Vec::new()) };
-    let (_, content) = source.manifest(&manifest).await.map_err(named)?;
-    let layers = document::children(&content).map_err(named)?.blobs;
+    let Some(found) = source.tagged(&tag).await.map_err(named)? else { return Ok(Vec::new()) };
+    let layers = document::children(&found.content).map_err(named)?.blobs;
     let mut signatures = layers.iter().filter(|layer| layer.media_type == SIMPLE_SIGNING);
     let (mut materials, mut left_out) = (Vec::new(), None);
-    for layer in signatures.by_ref().take(MAX_SIGNATURES) {
-        match source.blob(layer, MAX_PAYLOAD).await {
-            Ok(payload) => {
-                materials.push(SignatureMaterial::new(payload.to_vec(), layer.annotations.clone()))
-            }
+    let looked_at: Vec<Descriptor> = signatures.by_ref().take(MAX_SIGNATURES).cloned().collect();
+    let payload = |layer: Descriptor| async move {
+        let payload = source.blob(&layer, MAX_PAYLOAD).await;
+        (layer, payload)
+    };
+    let mut payloads = stream::iter(looked_at).map(payload).buffered(PARALLEL);
+    while let Some((layer, payload)) = payloads.next().await {
+        match payload {
+            Ok(payload) => materials.push(SignatureMaterial::new(payload.to_vec(), layer.annotations)),
             // wrong or missing content is somebody's broken signature; a registry that does not answer is trouble
             Err(error) if matches!(error.class, Class::Corrupt | Class::NotFound | Class::Protocol) => {
                 tracing::warn!(%digest, %error, "left out a signature");

@@ -24,6 +24,17 @@ pub fn open(location: &Location, options: &RegistryOptions) -> Result<Arc<dyn Bl
     })
 }
 
+/// The manifest or index that a tag names.
+#[derive(Debug, Clone)]
+pub struct Tagged {
+    /// The digest of the content.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// At most 4 MiB.
+    pub content: VerifiedBytes,
+}
+
 /// One repository of a registry, or one image layout on disk.
 ///
 /// Recoverable trouble (token expiry, redirects, 429, 5xx, resets, truncated bodies) is retried inside; a caller
@@ -36,6 +47,13 @@ pub trait BlobSource: Send + Sync + fmt::Debug {
 
     /// The digest that a tag names now; `None` if there is no such tag.
     async fn resolve(&self, tag: &str) -> Result<Option<Digest>, FetchError>;
+
+    /// What a tag names now, `None` if there is no such tag: in one question where that is possible.
+    async fn tagged(&self, tag: &str) -> Result<Option<Tagged>, FetchError> {
+        let Some(digest) = self.resolve(tag).await? else { return Ok(None) };
+        let (media_type, content) = self.manifest(&digest).await?;
+        Ok(Some(Tagged { digest, media_type, content }))
+    }
 
     /// A whole blob of at most `limit` bytes, checked.
     async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<VerifiedBytes, FetchError>;

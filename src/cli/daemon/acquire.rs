@@ -5,6 +5,7 @@
 //! that a known image needs no network; the signature is proven again each time, from kept material if need be.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -110,8 +111,7 @@ impl Acquisition<'_> {
         let options = RegistryOptions { insecure: self.spec.insecure, ..self.rooms.registry.clone() };
         let source = source::open(&self.spec.image.location, &options)?;
 
-        let admitted = self.admit(source.as_ref()).await?;
-        let documents = self.documents(source.as_ref()).await?;
+        let (admitted, documents) = self.admitted(source.as_ref()).await?;
         self.board.apply(self.at, Transition::Admitted(admitted.verification().clone()));
 
         let mut layers: Vec<Option<Layer>> = documents
@@ -127,6 +127,27 @@ impl Acquisition<'_> {
         let layers: Vec<Layer> = layers.into_iter().flatten().collect();
         self.publish(&documents, layers.clone()).await?;
         Ok(layers)
+    }
+
+    /// The decision, and the documents of what was let in. Their bytes are fetched while the signature still is, which
+    /// saves its round trips; what became of them counts only after the decision.
+    async fn admitted(&self, source: &dyn BlobSource) -> Result<(AdmittedImage, ImageDocuments), Trouble> {
+        let mut documents = pin!(self.documents(source));
+        let mut fetched = None;
+        let mut admit = pin!(self.admit(source));
+        let admitted = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut admit => break outcome?,
+                outcome = &mut documents, if fetched.is_none() => fetched = Some(outcome),
+            }
+        };
+        let documents = match fetched {
+            Some(outcome) => outcome,
+            None => documents.await,
+        }?;
+        self.board.apply(self.at, Transition::Resolved { manifest: documents.digest });
+        Ok((admitted, documents))
     }
 
     /// Signature of the pinned digest. Kept material is tried first; only if it does not do is the source asked.
@@ -158,10 +179,7 @@ impl Acquisition<'_> {
             self.board.local_done(self.at);
         }
         let rooms = self.rooms;
-        let documents =
-            image::documents(&rooms.documents, source, &self.spec.image.digest, &rooms.platform).await?;
-        self.board.apply(self.at, Transition::Resolved { manifest: documents.digest });
-        Ok(documents)
+        Ok(image::documents(&rooms.documents, source, &self.spec.image.digest, &rooms.platform).await?)
     }
 
     /// Finds the add-on's manifest, fetching from the top only as deep as need be, and shows the add-on.

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{
@@ -38,13 +38,20 @@ const MAX_TARGETS: usize = 4096;
 /// What is sent.
 pub(super) struct Request<'a> {
     pub(super) method: Method,
-    /// The address; [`Client::url`] makes those of the repository.
-    pub(super) url: Url,
+    pub(super) to: Address<'a>,
     pub(super) access: Access,
     pub(super) headers: Vec<(HeaderName, String)>,
     pub(super) body: Option<Content>,
     /// Names the request in messages.
     pub(super) what: &'a str,
+}
+
+/// Where a request goes.
+pub(super) enum Address<'a> {
+    /// Into the repository, for example `["blobs", digest]`.
+    Path(&'a [&'a str]),
+    /// To where a registry's answer said.
+    Url(Url),
 }
 
 /// The body of a request.
@@ -92,39 +99,75 @@ impl Client {
         }
     }
 
-    /// The root of the registry.
-    pub(super) async fn base(&self) -> Result<&Url, FetchError> {
-        self.endpoint
-            .base(|url: Url| async move {
-                let what = format!("registry {}", self.endpoint.name);
-                let request = self.request(&Method::GET, &url)?;
-                let response = connections::send(request, &what, self.stall).await?;
-                // 400 is what TLS servers written in Go say to plain http; a registry does not answer a ping so
-                Ok(response.status() != StatusCode::BAD_REQUEST)
-            })
-            .await
+    /// The root of the registry, asked for.
+    async fn base(&self) -> Result<Url, FetchError> {
+        let base = self.endpoint.base(|url: Url| async move {
+            let what = format!("registry {}", self.endpoint.name);
+            let request = self.request(&Method::GET, &url)?;
+            let response = connections::send(request, &what, self.stall).await?;
+            // 400 is what TLS servers written in Go say to plain http; a registry does not answer a ping so
+            Ok(response.status() != StatusCode::BAD_REQUEST)
+        });
+        base.await.cloned()
     }
 
-    /// An address in the repository, for example of `["blobs", digest]`.
-    pub(super) async fn url(&self, path: &[&str]) -> Result<Url, FetchError> {
-        Ok(self.endpoint.url(self.base().await?, path))
+    /// The root of the registry, and the answer to `request` if that was what found it: where http and https are
+    /// possible the first request is sent to the likely one, without credentials, which nobody has asked for yet.
+    /// Only if that does not tell, the registry is asked for its root first.
+    async fn reach(&self, request: &mut Request<'_>) -> Result<(Url, Option<Response>), FetchError> {
+        let likely = match self.endpoint.known()? {
+            Ok(base) => return Ok((base, None)),
+            Err(likely) => likely,
+        };
+        let path = match (&request.to, &request.body) {
+            (Address::Path(path), None | Some(Content::Bytes(_))) => *path,
+            _ => return Ok((self.base().await?, None)),
+        };
+        let began = Instant::now();
+        let outcome = self.send_once(request, &self.endpoint.url(&likely, path), None).await;
+        match outcome {
+            Ok((response, _)) if response.status() != StatusCode::BAD_REQUEST => {
+                self.endpoint.settle(&likely);
+                return Ok((likely, Some(response)));
+            }
+            // it was waited long enough
+            Err(error) if began.elapsed() >= self.stall => return Err(error),
+            _ => {}
+        }
+        match (self.base().await, outcome) {
+            (Ok(base), Ok((response, _))) if base == likely => Ok((base, Some(response))),
+            (Ok(base), Err(error)) if base == likely => Err(error),
+            (Ok(base), _) => Ok((base, None)),
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Sends a request with authorization, renewed once if refused, and follows redirects of reads.
     pub(super) async fn send(&self, mut request: Request<'_>) -> Result<Answer, FetchError> {
-        let base = self.base().await?;
+        let (base, mut first) = self.reach(&mut request).await?;
+        let mut url = match &request.to {
+            Address::Path(path) => self.endpoint.url(&base, path),
+            Address::Url(url) => url.clone(),
+        };
         let mut renewed = false;
         let mut redirects = 0;
         loop {
-            let own = same_origin(&request.url, base);
-            let grant = if own { self.auth.current(&self.endpoint, request.access).await? } else { None };
-            let (response, again) = self.send_once(&mut request, grant.as_ref()).await?;
+            let own = same_origin(&url, &base);
+            let (grant, (response, again)) = match first.take() {
+                Some(response) => (None, (response, true)),
+                None => {
+                    let grant =
+                        if own { self.auth.current(&self.endpoint, request.access).await? } else { None };
+                    let sent = self.send_once(&mut request, &url, grant.as_ref()).await?;
+                    (grant, sent)
+                }
+            };
             let status = response.status();
             if own && !renewed && may_be_expired(status, grant.as_ref()) {
                 let challenges = challenges(&response);
                 let access = request.access;
                 let renewal =
-                    self.auth.renew(&self.endpoint, base, access, &challenges, grant.as_ref()).await?;
+                    self.auth.renew(&self.endpoint, &base, access, &challenges, grant.as_ref()).await?;
                 renewed = true;
                 if renewal == Renewal::Again {
                     if !again {
@@ -138,13 +181,13 @@ impl Client {
             if reads && status.is_redirection() && status != StatusCode::NOT_MODIFIED {
                 redirects += 1;
                 let location = response.headers().get(LOCATION);
-                request.url = redirected(&request.url, location, redirects).map_err(|why| {
+                url = redirected(&url, location, redirects).map_err(|why| {
                     let message = format!("{}: redirected {why}", request.what);
                     FetchError::new(Class::Protocol, Side::Remote, message)
                 })?;
                 continue;
             }
-            return Ok(Answer { response, url: request.url, own });
+            return Ok(Answer { response, url, own });
         }
     }
 
@@ -166,9 +209,10 @@ impl Client {
     async fn send_once(
         &self,
         request: &mut Request<'_>,
+        url: &Url,
         grant: Option<&Grant>,
     ) -> Result<(Response, bool), FetchError> {
-        let mut builder = self.request(&request.method, &request.url)?;
+        let mut builder = self.request(&request.method, url)?;
         for (name, value) in &request.headers {
             builder = builder.header(name, value);
         }

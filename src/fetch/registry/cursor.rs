@@ -15,7 +15,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::auth::Access;
 use super::body::Body;
-use super::client::{Answer, Client, Request};
+use super::client::{Address, Answer, Client, Request};
 use super::{ranges, retry, status};
 use crate::fetch::error::{Class, FetchError, Side};
 use crate::policy::image::Descriptor;
@@ -157,7 +157,7 @@ impl Cursor {
     async fn ask(&self, range: Option<&Range<u64>>) -> Result<Answer, FetchError> {
         let request = Request {
             method: Method::GET,
-            url: self.client.url(&["blobs", &self.blob.digest.to_string()]).await?,
+            to: Address::Path(&["blobs", &self.blob.digest.to_string()]),
             access: Access::Pull,
             headers: headers(range),
             body: None,

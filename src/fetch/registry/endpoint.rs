@@ -1,7 +1,7 @@
 //! Where a repository is on the network: host mapping, scheme, paths.
 //!
 //! In: a registry's name as references write it. Out: addresses. `https` everywhere; plain `http` only for hosts
-//! of the loopback interface and where the user said `insecure`, tried out once without credentials.
+//! of the loopback interface and where the user said `insecure`, tried out without credentials.
 
 use tokio::sync::OnceCell;
 use url::{Host, Url};
@@ -80,6 +80,21 @@ impl Endpoint {
         }
     }
 
+    /// `scheme://host/`: found out before, or the only possible one. Else the error case has the likely one.
+    pub(super) fn known(&self) -> Result<Result<Url, Url>, FetchError> {
+        if let Some(base) = self.base.get() {
+            return Ok(Ok(base.clone()));
+        }
+        let [likely, other] = self.candidates()?;
+        Ok(if likely == other { Ok(likely) } else { Err(likely) })
+    }
+
+    /// A registry answered at `base`.
+    pub(super) fn settle(&self, base: &Url) {
+        // Who came first was answered, too.
+        let _ = self.base.set(base.clone());
+    }
+
     /// `scheme://host/`, found out once. `answers` asks an address without credentials whether a registry speaks
     /// this scheme there; it is used only where two schemes are possible.
     pub(super) async fn base<F, A>(&self, answers: F) -> Result<&Url, FetchError>
@@ -89,13 +104,11 @@ impl Endpoint {
     {
         self.base
             .get_or_try_init(async || {
-                let https = self.root("https")?;
-                let http = self.root("http")?;
-                let candidates = match (is_loopback(&https), self.insecure) {
-                    (false, false) => return Ok(https),
-                    (true, _) => [http, https],
-                    (false, true) => [https, http],
-                };
+                let candidates = self.candidates()?;
+                if candidates[0] == candidates[1] {
+                    let [only, _] = candidates;
+                    return Ok(only);
+                }
                 let mut last = None;
                 for candidate in candidates {
                     match answers(ping(&candidate)).await {
@@ -108,6 +121,16 @@ impl Endpoint {
                     .unwrap_or_else(|| protocol(&format!("{}: neither http nor https answers", self.name))))
             })
             .await
+    }
+
+    /// The likely root and the other possible one: the same where there is only one.
+    fn candidates(&self) -> Result<[Url; 2], FetchError> {
+        let (http, https) = (self.root("http")?, self.root("https")?);
+        Ok(match (is_loopback(&https), self.insecure) {
+            (false, false) => [https.clone(), https],
+            (true, _) => [http, https],
+            (false, true) => [https, http],
+        })
     }
 
     fn root(&self, scheme: &str) -> Result<Url, FetchError> {

@@ -9,10 +9,11 @@ use reqwest::{Method, StatusCode};
 
 use super::auth::Access;
 use super::body::read_limited;
-use super::client::{Answer, Client, Request, content_type};
+use super::client::{Address, Answer, Client, Request, content_type};
 use super::status;
 use crate::fetch::document;
 use crate::fetch::error::{Class, FetchError, Side};
+use crate::fetch::source::Tagged;
 use crate::fetch::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
 
@@ -54,14 +55,25 @@ pub(super) async fn resolve(client: &Client, tag: &str) -> Result<Option<Digest>
         _ => {}
     }
     // a registry that does not answer HEAD, or not with a digest
+    Ok(tagged(client, tag).await?.map(|tagged| tagged.digest))
+}
+
+/// What `tag` names now: one attempt, one request. The digest is that of the bytes, whatever the headers say.
+pub(super) async fn tagged(client: &Client, tag: &str) -> Result<Option<Tagged>, FetchError> {
+    let what = format!("tag {:?} of {}", tag, client.endpoint.display());
+    if !document::is_tag(tag) {
+        return Err(FetchError::new(Class::NotFound, Side::Local, format!("{what}: not a tag")));
+    }
     let answer = ask(client, Method::GET, tag, &what).await?;
     match answer.response.status() {
         StatusCode::NOT_FOUND => Ok(None),
         status if status.is_success() => {
             let header = content_type(&answer.response);
             let content = body(client, answer, &what).await?;
-            document::media_type(&content, &header).map_err(|error| error.context(&what))?;
-            Ok(Some(Digest::of(&content)))
+            let media_type = document::media_type(&content, &header).map_err(|error| error.context(&what))?;
+            let digest = Digest::of(&content);
+            let content = VerifiedBytes::check(content, &digest)?;
+            Ok(Some(Tagged { digest, media_type, content }))
         }
         _ => Err(client.refusal(&what, answer).await),
     }
@@ -70,7 +82,7 @@ pub(super) async fn resolve(client: &Client, tag: &str) -> Result<Option<Digest>
 async fn ask(client: &Client, method: Method, reference: &str, what: &str) -> Result<Answer, FetchError> {
     let request = Request {
         method,
-        url: client.url(&["manifests", reference]).await?,
+        to: Address::Path(&["manifests", reference]),
         access: Access::Pull,
         headers: vec![(ACCEPT, document::MEDIA_TYPES.join(", "))],
         body: None,

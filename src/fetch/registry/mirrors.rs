@@ -24,7 +24,7 @@ use super::hosts::RegistryHosts;
 use super::rest::Rest;
 use super::{Registry, RegistryOptions};
 use crate::fetch::error::{Class, FetchError, Side};
-use crate::fetch::source::BlobSource;
+use crate::fetch::source::{BlobSource, Tagged};
 use crate::fetch::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
 use crate::policy::image::Descriptor;
@@ -315,6 +315,10 @@ impl BlobSource for Mirrored {
 
     async fn resolve(&self, tag: &str) -> Result<Option<Digest>, FetchError> {
         self.0.tag(|place| async move { place.resolve(tag).await }).await
+    }
+
+    async fn tagged(&self, tag: &str) -> Result<Option<Tagged>, FetchError> {
+        self.0.tag(|place| async move { place.tagged(tag).await }).await
     }
 
     async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<VerifiedBytes, FetchError> {

@@ -50,7 +50,7 @@ use self::endpoint::Endpoint;
 use self::mirrors::Mirrored;
 use super::credentials::Credentials;
 use super::error::{Class, FetchError, Side};
-use super::source::BlobSource;
+use super::source::{BlobSource, Tagged};
 use super::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
 use crate::policy::image::Descriptor;
@@ -161,6 +161,10 @@ impl BlobSource for Registry {
 
     async fn resolve(&self, tag: &str) -> Result<Option<Digest>, FetchError> {
         retry::retried(&self.client.retry, || manifests::resolve(&self.client, tag)).await
+    }
+
+    async fn tagged(&self, tag: &str) -> Result<Option<Tagged>, FetchError> {
+        retry::retried(&self.client.retry, || manifests::tagged(&self.client, tag)).await
     }
 
     async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<VerifiedBytes, FetchError> {

@@ -14,7 +14,7 @@ use reqwest::{Method, StatusCode};
 use url::Url;
 
 use super::auth::Access;
-use super::client::{Answer, Client, Content, Request};
+use super::client::{Address, Answer, Client, Content, Request};
 use super::{Registry, connections, retry};
 use crate::fetch::document;
 use crate::fetch::error::{Class, FetchError, Side};
@@ -44,9 +44,10 @@ impl BlobSink for Registry {
 
 async fn has_blob(client: &Client, blob: &Descriptor) -> Result<bool, FetchError> {
     let what = format!("blob {} of {}", blob.digest, client.endpoint.display());
-    let url = client.url(&["blobs", &blob.digest.to_string()]).await?;
+    let digest = blob.digest.to_string();
+    let to = Address::Path(&["blobs", &digest]);
     let request =
-        Request { method: Method::HEAD, url, access: Access::Push, headers: vec![], body: None, what: &what };
+        Request { method: Method::HEAD, to, access: Access::Push, headers: vec![], body: None, what: &what };
     let answer = client.send(request).await?;
     match (answer.response.status(), answer.own) {
         (StatusCode::NOT_FOUND, _) => Ok(false),
@@ -61,7 +62,7 @@ async fn put_blob(client: &Client, blob: &Descriptor, content: &BlobContent) -> 
     let what = format!("upload of {} to {}", blob.digest, client.endpoint.display());
     let request = Request {
         method: Method::POST,
-        url: client.url(&["blobs", "uploads", ""]).await?,
+        to: Address::Path(&["blobs", "uploads", ""]),
         access: Access::Push,
         headers: vec![(CONTENT_LENGTH, "0".to_owned())],
         body: None,
@@ -85,7 +86,7 @@ async fn put_blob(client: &Client, blob: &Descriptor, content: &BlobContent) -> 
     let body = Content::Stream(reqwest::Body::wrap_stream(parts.boxed()), blob.size);
     let request = Request {
         method: Method::PUT,
-        url,
+        to: Address::Url(url),
         access: Access::Push,
         headers: vec![(CONTENT_TYPE, "application/octet-stream".to_owned())],
         body: Some(body),
@@ -156,7 +157,7 @@ async fn put_manifest(
     }
     let request = Request {
         method: Method::PUT,
-        url: client.url(&["manifests", &reference]).await?,
+        to: Address::Path(&["manifests", &reference]),
         access: Access::Push,
         headers: vec![(CONTENT_TYPE, media_type.to_owned())],
         body: Some(Content::Bytes(content.clone())),
