@@ -404,6 +404,6 @@ impl Written {
         self.entries.finish(self.spans, &summary, &mut out)?;
         out.flush().and_then(|()| out.get_ref().sync_all()).map_err(fail)?;
         let layer: Digest = blob.digest;
-        self.stage.publish(&layer, &path)
+        self.stage.publish_durably(&layer, &path)
     }
 }

@@ -148,12 +148,19 @@ impl Stage {
             self.store.adopt(Kind::Pack, layer, &self.directory.path().join("pack"))?;
         }
         self.store.adopt(Kind::Index, layer, index)?;
-        let directory = self.store.path(Kind::Index, layer);
-        for directory in directory.ancestors().skip(1).take(2) {
-            File::open(directory).and_then(|file| file.sync_all()).map_err(|error| write_failed(&error))?;
-        }
         // The index has no room made for it: a percent, and only known now.
         self.store.make_room(0);
+        Ok(())
+    }
+
+    /// Like [`Stage::publish`], for an index that would cost the whole blob to make again: its name is on the disk, too,
+    /// when this returns.
+    pub(crate) fn publish_durably(self, layer: &Digest, index: &Path) -> Result<(), FetchError> {
+        let place = self.store.path(Kind::Index, layer);
+        self.publish(layer, index)?;
+        for directory in place.ancestors().skip(1).take(2) {
+            File::open(directory).and_then(|file| file.sync_all()).map_err(|error| write_failed(&error))?;
+        }
         Ok(())
     }
 

@@ -1,7 +1,6 @@
 //! Writing the tree file: numbering the merged tree's nodes and laying them out as [`super::file`] draws it.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -13,7 +12,8 @@ use super::file::{ENTRY, HEADER, MADE_OF, MAGIC, NO_LAYER, NODE, VERSION};
 use super::merge::{Body, Merge, Node};
 use crate::fetch::index::INDEX_VERSION;
 
-/// Writes `merge`, which is `made_of` certain layer indexes, to `path`: a temporary file beside it, synced, then renamed.
+/// Writes `merge`, which is `made_of` certain layer indexes, to `path`: a temporary file beside it, then renamed. Not synced: what a
+/// power cut spoils does not match its digests, and is made anew.
 pub(super) fn write(path: &Path, merge: &Merge, made_of: [u8; 32]) -> Result<(), TreeError> {
     let content = Layout::of(merge)?.encode(merge, made_of)?;
     let disk = |source| TreeError::Disk { path: path.to_owned(), source };
@@ -24,9 +24,8 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".tree-").tempfile_in(folder)?;
     file.write_all(content)?;
-    file.as_file().sync_all()?;
     file.persist(path)?;
-    File::open(folder)?.sync_all()
+    Ok(())
 }
 
 /// Which merged node gets which number, and what follows from it.
