@@ -1,25 +1,33 @@
-"""Measures addonfs beside its peers: python3 benches [--quick] [name...]. Started by scripts/bench, which sets it up."""
+"""Measures addonfs beside its peers: python3 benches [--quick] [name...]. scripts/bench starts it, and sets it up."""
 
 import argparse
 import os
 import pathlib
+import re
 import sys
 
-from cold import cold
 from filesystem import read, walk
 from job import job
-from process import remount, steady
+from layers import layers
+from process import million, remount, steady
+from prepare import nydus, optimized
 from report import keep, table, write
 from services import Registry
+from start import start
+from trees import forms
 
-MEASURES = {"walk": walk, "read": read, "remount": remount, "job": job, "cold": cold, "steady": steady}
+MEASURES = {
+    "walk": walk, "read": read, "remount": remount, "job": job, "start": start, "forms": forms, "layers": layers,
+    "million": million, "steady": steady,
+}  # fmt: skip
 
 
 class Bench:
     """What every measure needs."""
 
-    def __init__(self, work, registry, quick):
-        self.work, self.registry, self.quick = work, registry, quick
+    def __init__(self, given, registry):
+        self.work, self.document, self.quick, self.only = given.work, given.document, given.quick, given.only
+        self.registry = registry
         self.here = pathlib.Path(__file__).parent
 
     def rounds(self, full):
@@ -34,6 +42,8 @@ class Bench:
 def main():
     words = argparse.ArgumentParser(prog="scripts/bench", description="Measures addonfs beside its peers.")
     words.add_argument("--quick", action="store_true", help="a quarter of the rounds")
+    words.add_argument("--only", type=re.compile, metavar="REGEX",
+                       help="of `start`: what of 'link, work, system' matches; the rest stays")  # fmt: skip
     words.add_argument("name", nargs="*", help=f"what to measure: {', '.join(MEASURES)} (default: all)")
     words.add_argument("--work", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     words.add_argument("--addonfs", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
@@ -45,11 +55,13 @@ def main():
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     missed = 0
     with Registry(given.work, given.addonfs) as registry:
-        bench = Bench(given.work, registry, given.quick)
+        bench = Bench(given, registry)
+        optimized(bench), nydus(bench)
         for name in given.name or MEASURES:
             print(f"# {name}", flush=True)
-            rows = MEASURES[name](bench)
-            keep(given.work, name, rows, given.quick)
+            found = MEASURES[name](bench)
+            rows, tables = found if isinstance(found, tuple) else (found, [])
+            keep(given.work, name, rows, tables, given.quick)
             for row in rows:
                 missed += not row.met
                 verdict = ("met" if row.met else "MISSED") if row.target else ""

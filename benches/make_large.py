@@ -1,4 +1,4 @@
-"""Makes the file whose reads are timed, 192 MiB, half of it incompressible: make_large.py FILE."""
+"""Makes a file whose reads are timed, half of it incompressible: make_large.py FILE MEBIBYTES."""
 
 import random
 import sys
@@ -7,5 +7,5 @@ MIB = 1 << 20
 
 with open(sys.argv[1], "wb") as file:
     dice = random.Random(21)
-    for number in range(192):
+    for number in range(int(sys.argv[2])):
         file.write(dice.randbytes(MIB // 2) + (b"row %08d of the data\n" % number * 30_000)[: MIB // 2])

@@ -24,6 +24,20 @@ class Row:
     rounds: int
 
 
+@dataclass
+class Table:
+    """Figures of many systems side by side, without targets."""
+
+    title: str
+    head: list
+    lines: list
+
+    def markdown(self):
+        """As Markdown below its title."""
+        rows = [self.head, ["---"] * len(self.head), *self.lines]
+        return [f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
 def milliseconds(values):
     """Median and quartiles of seconds, in ms."""
     low, high = quartiles(values)
@@ -46,11 +60,14 @@ def _short(number):
     return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.3f}"
 
 
-def keep(work, measure, rows, quick):
-    """Keeps the rows of one measure beside those of other runs."""
+def keep(work, measure, rows, tables, quick):
+    """Keeps the figures of one measure beside those of other runs."""
     path = work / "results.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    known[measure] = {"rows": [asdict(row) for row in rows], "when": _when(), "quick": quick}
+    known[measure] = {
+        "rows": [asdict(row) for row in rows], "tables": [asdict(table) for table in tables],
+        "when": _when(), "quick": quick,
+    }  # fmt: skip
     path.write_text(json.dumps(known, indent=1))
 
 
@@ -62,11 +79,11 @@ def _when():
 
 
 def table(work, order):
-    """All kept rows as Markdown."""
+    """All kept figures as Markdown: the rows with targets, then the tables."""
     path = work / "results.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     lines = ["| what | addonfs | peer | relation | target | | n |", "|---|---|---|---|---|---|---|"]
-    taken = {}
+    taken, tables = {}, []
     for measure in order:
         if measure not in known:
             continue
@@ -76,13 +93,18 @@ def table(work, order):
             verdict = {True: "met", False: "**missed**"}[row["met"]] if row["target"] else ""
             cells = (row["what"], row["ours"], row["peer"], row["relation"], row["target"], verdict, row["rounds"])
             lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    lines += ["", f"{describe()}."]
+        tables += [Table(**kept) for kept in known[measure].get("tables", [])]
+    lines += ["", *(line for table in tables for line in table.markdown())]
+    lines += [f"{describe()}."]
     lines += [f"Taken {when}: {', '.join(measures)}." for when, measures in taken.items()]
     return "\n".join(lines)
 
 
 def write(document, text):
-    """Puts the table between the markers."""
+    """Puts the table between the markers, below the plot if there is one."""
+    picture = document.with_suffix(".svg")
+    if picture.exists():
+        text = f"![Seconds from nothing to a job's first output]({picture.name})\n\n{text}"
     before, rest = document.read_text().split(BEGIN)
     _, after = rest.split(END)
     document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
