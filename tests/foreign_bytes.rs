@@ -8,6 +8,7 @@ mod targets;
 use std::fs;
 use std::path::Path;
 
+use addonfs::fetch::index::build::index_tar;
 use targets::TARGETS;
 
 /// Mutations of each seed.
@@ -16,11 +17,13 @@ const ROUNDS: u64 = 1_500;
 /// Inputs that are files have their folder; archives and indexes are made, so that no binary has to be kept.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
-        "tar" => ["gnu", "pax"].map(archive).to_vec(),
+        "tar" => vec![archive("gnu"), archive("pax"), labelled()],
         "layer_index" => {
             let mut index = indexed(&archive("gnu"));
             index.truncate(index.len() - 32);
-            vec![index]
+            let mut with_xattrs = indexed(&labelled());
+            with_xattrs.truncate(with_xattrs.len() - 32);
+            vec![index, with_xattrs]
         }
         _ => {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
@@ -45,8 +48,32 @@ fn archive(format: &str) -> Vec<u8> {
     output.stdout[..(end / 512 + 3) * 512].to_vec()
 }
 
+/// A file with capabilities, an access control list and a note, as GNU tar writes them.
+fn labelled() -> Vec<u8> {
+    let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions) in [(1_u16, 6_u16), (2, 4), (4, 0), (16, 4), (32, 0)] {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(1000_u32.to_le_bytes());
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_pax_extensions([
+        ("SCHILY.xattr.user.note", &b"of a file"[..]),
+        ("SCHILY.xattr.security.capability", capability),
+        ("SCHILY.xattr.system.posix_acl_access", &list),
+    ])
+    .unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(1);
+    tar.append_data(&mut header, "a", &b"x"[..]).unwrap();
+    let tar = tar.into_inner().unwrap();
+    assert!(addonfs::fs::image::merge::Merge::new(0).apply(index_tar(&tar).unwrap().entries()).is_ok());
+    tar
+}
+
 fn indexed(tar: &[u8]) -> Vec<u8> {
-    addonfs::fetch::index::build::index_tar(tar).unwrap().as_bytes().to_vec()
+    index_tar(tar).unwrap().as_bytes().to_vec()
 }
 
 /// xorshift64: the same run every time.

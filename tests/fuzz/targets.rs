@@ -4,6 +4,7 @@ use addonfs::fetch::index::LayerIndex;
 use addonfs::fetch::index::build::index_tar;
 use addonfs::fetch::index::file::Format;
 use addonfs::fetch::index::toc::index_table;
+use addonfs::fs::image::merge::Merge;
 use addonfs::policy::addon::AddonManifest;
 use addonfs::policy::digest::Digest;
 use addonfs::policy::image::{Descriptor, ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
@@ -60,6 +61,8 @@ fn walk(index: &LayerIndex) {
         assert!(entry.mtime_nsec < 1_000_000_000);
         assert_eq!(entry.xattrs.iter().count(), entry.xattrs.len());
     }
+    // whiteouts, links, extended attributes: what the merged tree makes of them
+    let _ = Merge::new(0).apply(index.entries());
 }
 
 fn addon_manifest(bytes: &[u8]) {
