@@ -326,26 +326,28 @@ impl Images {
                 let created = shown.image.tree.created();
                 fixed(number(shown.tag, *index), libc::S_IFREG | 0o444, 1, document.len() as u64, created)
             }
-            Place::Node(shown, index, node) => {
-                let (size, rdev) = match node.body {
-                    NodeBody::Dir { .. } => (DIR_SIZE, 0),
-                    NodeBody::File { size, .. } => (size, 0),
-                    NodeBody::Symlink { length, .. } => (u64::from(length), 0),
-                    NodeBody::Device { rdev } => (0, rdev),
-                    NodeBody::Other => (0, 0),
-                };
-                Attr {
-                    ino: node_number(shown.tag, *index),
-                    mode: node.mode,
-                    nlink: node.nlink,
-                    uid: self.owner.map_or(node.uid, |(uid, _)| uid),
-                    gid: self.owner.map_or(node.gid, |(_, gid)| gid),
-                    size,
-                    mtime_sec: node.mtime_sec,
-                    mtime_nsec: node.mtime_nsec,
-                    rdev,
-                }
-            }
+            Place::Node(shown, index, node) => self.node_attr(shown.tag, *index, node),
+        }
+    }
+
+    fn node_attr(&self, tag: u32, index: u32, node: &Node) -> Attr {
+        let (size, rdev) = match node.body {
+            NodeBody::Dir { .. } => (DIR_SIZE, 0),
+            NodeBody::File { size, .. } => (size, 0),
+            NodeBody::Symlink { length, .. } => (u64::from(length), 0),
+            NodeBody::Device { rdev } => (0, rdev),
+            NodeBody::Other => (0, 0),
+        };
+        Attr {
+            ino: node_number(tag, index),
+            mode: node.mode,
+            nlink: node.nlink,
+            uid: self.owner.map_or(node.uid, |(uid, _)| uid),
+            gid: self.owner.map_or(node.gid, |(_, gid)| gid),
+            size,
+            mtime_sec: node.mtime_sec,
+            mtime_nsec: node.mtime_nsec,
+            rdev,
         }
     }
 
@@ -369,12 +371,11 @@ impl Images {
         };
         for position in from.. {
             let entry = match position {
-                0 => Some((&b"."[..], ino)),
-                1 => Some((&b".."[..], parent)),
-                _ => name_at(&place, position - 2),
+                0 => Some((&b"."[..], self.getattr(ino)?)),
+                1 => Some((&b".."[..], self.getattr(parent)?)),
+                _ => self.entry_at(&place, position - 2)?,
             };
-            let Some((name, ino)) = entry else { break };
-            let attr = self.getattr(ino)?;
+            let Some((name, attr)) = entry else { break };
             if matches!(&place, Place::Node(dir, ..) if dir.hides(&attr)) {
                 continue;
             }
@@ -383,6 +384,28 @@ impl Images {
             }
         }
         Ok(())
+    }
+
+    /// The `index`-th name of a directory. A walk asks this for every file there is, so it takes no lock.
+    fn entry_at<'a>(&self, place: &'a Place, index: u64) -> Result<Option<(&'a [u8], Attr)>, FsError> {
+        match place {
+            Place::DigestDir(shown) => {
+                let (name, index): (&[u8], u32) = match index {
+                    0 => (b"config.json", CONFIG),
+                    1 => (b"manifest.json", MANIFEST),
+                    2 => (b"rootfs", ROOTFS),
+                    _ => return Ok(None),
+                };
+                Ok(Some((name, self.getattr(number(shown.tag, index))?)))
+            }
+            Place::Node(shown, _, dir) => {
+                let tree = &shown.image.tree;
+                let Some((name, child)) = tree.entry(dir, index) else { return Ok(None) };
+                let node = tree.node(child).ok_or(FsError::Stale)?;
+                Ok(Some((name, self.node_attr(shown.tag, child, &node))))
+            }
+            Place::Top | Place::Link(_) | Place::Document(..) => Ok(None),
+        }
     }
 
     /// Where a symlink points.
@@ -494,25 +517,6 @@ fn node_number(tag: u32, node: u32) -> u64 {
 fn node(shown: Shown, index: u32) -> Result<Place, FsError> {
     let node = shown.image.tree.node(index).ok_or(FsError::Stale)?;
     Ok(Place::Node(shown, index, node))
-}
-
-fn name_at(place: &Place, index: u64) -> Option<(&[u8], u64)> {
-    match place {
-        Place::DigestDir(shown) => {
-            let (name, index): (&[u8], u32) = match index {
-                0 => (b"config.json", CONFIG),
-                1 => (b"manifest.json", MANIFEST),
-                2 => (b"rootfs", ROOTFS),
-                _ => return None,
-            };
-            Some((name, number(shown.tag, index)))
-        }
-        Place::Node(shown, _, node) => {
-            let (name, child) = shown.image.tree.entry(node, index)?;
-            Some((name, node_number(shown.tag, child)))
-        }
-        Place::Top | Place::Link(_) | Place::Document(..) => None,
-    }
 }
 
 fn layer_of(shown: &Shown, layer: u32) -> Result<&Layer, FsError> {
