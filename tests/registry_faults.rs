@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use addonfs::fetch::error::{Class, FetchError};
 use addonfs::fetch::push::{CopyProgress, push_image};
-use addonfs::fetch::registry::Registry;
+use addonfs::fetch::registry::{Registry, RegistryOptions, Windows};
 use addonfs::fetch::signatures;
 use addonfs::fetch::sink::{BlobContent, BlobSink as _};
 use addonfs::fetch::source::BlobSource;
 use addonfs::policy::digest::Digest;
 use addonfs::policy::image::Descriptor;
+use bytes::Bytes;
 use common::fault_proxy::{ALWAYS, Fault, FaultProxy};
 use common::image::{self, noise};
 use common::registry::{DockerRegistry, hasty, quick, repository};
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 
 /// A registry with one image, and the proxy before it.
 struct Scene {
@@ -44,13 +46,13 @@ impl Scene {
 
     /// A reader that remembers nothing of former requests.
     fn reader(&self) -> Arc<Registry> {
-        repository(&self.proxy.host(), "org/tools", &quick())
+        repository(&self.proxy.host(), "org/tools", &narrow(quick()))
     }
 
     /// A reader for this fault: only of a stalled registry it must lose patience.
     fn reader_for(&self, fault: &Fault) -> Arc<Registry> {
         let options = if matches!(fault, Fault::Stall(_) | Fault::Drip(_)) { hasty() } else { quick() };
-        repository(&self.proxy.host(), "org/tools", &options)
+        repository(&self.proxy.host(), "org/tools", &narrow(options))
     }
 
     async fn read(&self, way: Way, reader: &Registry) -> Result<bool, FetchError> {
@@ -60,8 +62,14 @@ impl Scene {
             }
             Way::Blob => reader.blob(&self.layer, SIZE as u64).await?.as_bytes() == &self.content,
             Way::Stream => streamed(reader, &self.layer, 1000).await? == self.content[1000..],
+            Way::Whole => collected(reader.whole(&self.layer).await?).await? == self.content,
         })
     }
+}
+
+/// Windows that make a dozen of the blob.
+fn narrow(options: RegistryOptions) -> RegistryOptions {
+    RegistryOptions { windows: Windows { connections: 4, least: 30_000, most: 40_000 }, ..options }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -69,10 +77,14 @@ enum Way {
     Range,
     Blob,
     Stream,
+    Whole,
 }
 
 async fn streamed(reader: &Registry, blob: &Descriptor, from: u64) -> Result<Vec<u8>, FetchError> {
-    let mut parts = reader.stream(blob, from).await?;
+    collected(reader.stream(blob, from).await?).await
+}
+
+async fn collected(mut parts: BoxStream<'static, Result<Bytes, FetchError>>) -> Result<Vec<u8>, FetchError> {
     let mut all = vec![];
     while let Some(part) = parts.next().await {
         all.extend_from_slice(&part?);
@@ -96,9 +108,9 @@ fn busy(status: u16, retry_after: u32) -> Fault {
 
 #[tokio::test]
 async fn trouble_that_passes_is_not_seen() {
-    use Way::{Blob, Range, Stream};
+    use Way::{Blob, Range, Stream, Whole};
     let scene = Scene::set().await;
-    let all = &[Range, Blob, Stream][..];
+    let all = &[Range, Blob, Stream, Whole][..];
     let table = [
         (Fault::IgnoreRange, all),
         (Fault::Truncate(1000), all),
@@ -125,9 +137,9 @@ async fn trouble_that_passes_is_not_seen() {
         (Fault::OtherRange("bytes=100001-299999"), &[Range]),
         // less than was asked for, and honestly so: the rest is asked for
         (Fault::OtherRange("bytes=100000-100999"), &[Range]),
-        (Fault::status(400), &[Range, Stream]),
-        (Fault::status(416), &[Range, Stream]),
-        (Fault::status(501), &[Range, Stream]),
+        (Fault::status(400), &[Range, Stream, Whole]),
+        (Fault::status(416), &[Range, Stream, Whole]),
+        (Fault::status(501), &[Range, Stream, Whole]),
         // raw bytes are proven by whoever asked for them; a whole blob is proven here
         (Fault::Flip(5), &[Blob]),
     ];
@@ -156,7 +168,7 @@ async fn a_registry_without_ranges_serves_them_all_the_same() {
         }
     }
     // but not when it would have to throw away too much for it
-    let options = addonfs::fetch::registry::RegistryOptions { max_skip: 99_999, ..quick() };
+    let options = RegistryOptions { max_skip: 99_999, ..quick() };
     let reader = repository(&scene.proxy.host(), "org/tools", &options);
     let error = reader.range(&scene.layer, 100_000..100_001).await.unwrap_err();
     assert_eq!(error.class, Class::Protocol);
@@ -249,7 +261,7 @@ async fn redirects_are_kept_until_they_fail_and_get_no_credentials() {
     };
     scene.proxy.fail("GET", "/blobs/", 1, challenge);
     scene.proxy.fail("GET", "/blobs/", ALWAYS, redirect);
-    let options = addonfs::fetch::registry::RegistryOptions {
+    let options = RegistryOptions {
         credentials: addonfs::fetch::credentials::Credentials::fixed(
             addonfs::fetch::credentials::Credential::Basic {
                 username: "robot".into(),
@@ -472,4 +484,95 @@ async fn no_request_is_made_that_is_not_needed() {
     manifest.unwrap();
     range.unwrap();
     assert_eq!(scene.proxy.take_seen("").len(), 2);
+}
+
+#[tokio::test]
+async fn a_whole_blob_is_fetched_by_windows_where_there_are_ranges() {
+    let scene = Scene::set().await;
+    assert!(scene.read(Way::Whole, &scene.reader()).await.unwrap());
+    let ranges: Vec<_> = scene.proxy.take_seen("/blobs/").into_iter().map(|seen| seen.range).collect();
+    assert_eq!(ranges[0].as_deref(), Some("bytes=0-29999"));
+    assert!((10..=14).contains(&ranges.len()) && ranges.iter().all(Option::is_some), "{ranges:?}");
+
+    // one stream where everything comes anyway, and for what is small
+    scene.proxy.fail("GET", "/blobs/", ALWAYS, Fault::IgnoreRange);
+    assert!(scene.read(Way::Whole, &scene.reader()).await.unwrap());
+    assert_eq!(scene.proxy.take_seen("/blobs/").len(), 1);
+    scene.proxy.heal();
+    let usual = repository(&scene.proxy.host(), "org/tools", &quick());
+    assert!(scene.read(Way::Whole, &usual).await.unwrap());
+    let seen = scene.proxy.take_seen("/blobs/");
+    assert!(seen.len() == 1 && seen[0].range.is_none(), "{seen:?}");
+
+    // trouble with a later window: as with the first one
+    let good = || Fault::Header("X-Good", "yes".into());
+    let table = [
+        busy(429, 0),
+        busy(503, 0),
+        Fault::Reset(None),
+        Fault::Truncate(1000),
+        Fault::Stall(Some(1000)),
+        Fault::status(501),
+        Fault::status(416),
+        Fault::IgnoreRange,
+        Fault::OtherRange("bytes=0-5"),
+        Fault::ContentRange(None),
+        Fault::OverLong(10),
+    ];
+    for fault in table {
+        for times in [1, ALWAYS] {
+            scene.proxy.heal();
+            scene.proxy.take_seen("");
+            scene.proxy.fail("GET", "/blobs/", 2, good());
+            scene.proxy.fail("GET", "/blobs/", times, fault.clone());
+            let outcome = scene.read(Way::Whole, &scene.reader_for(&fault)).await;
+            let wholesome = matches!(fault, Fault::IgnoreRange | Fault::ContentRange(_));
+            let expected = times == 1 || wholesome;
+            assert_eq!(matches!(outcome, Ok(true)), expected, "{fault:?} {times}: {outcome:?}");
+            assert!(expected || outcome.is_err(), "{fault:?}");
+            let asked = scene.proxy.take_seen("/blobs/").len();
+            assert!(asked < 40, "{fault:?} {times}: {asked} requests");
+        }
+    }
+    // who is asked too much is asked by one connection from then on
+    scene.proxy.heal();
+    scene.proxy.fail("GET", "/blobs/", 1, busy(429, 0));
+    assert!(scene.read(Way::Whole, &scene.reader()).await.unwrap());
+    assert_eq!(scene.proxy.take_seen("/blobs/").len(), 3, "refused, the first window, the rest");
+}
+
+#[tokio::test]
+async fn addresses_of_redirects_are_used_as_long_as_they_say() {
+    let scene = Scene::set().await;
+    let elsewhere = FaultProxy::start(scene.registry.port()).await;
+    let path = format!("/v2/org/tools/blobs/{}", scene.layer.digest);
+    let address = |query: &str| format!("http://{}/presigned{path}?{query}", elsewhere.host());
+    // query, Cache-Control, how often the registry is asked for three ranges
+    let table = [
+        ("sig=s", None, 1),
+        ("Expires=32503680000", None, 1),
+        ("Expires=1000000000", None, 3),
+        ("X-Amz-Date=20200101T000000Z&X-Amz-Expires=600", None, 1),
+        ("X-Amz-Date=20200101T000000Z&X-Amz-Expires=3", None, 3),
+        ("sig=s", Some("max-age=600"), 1),
+        ("sig=s", Some("max-age=0"), 3),
+        ("Expires=32503680000", Some("no-store"), 3),
+    ];
+    for (query, cache_control, asked) in table {
+        scene.proxy.heal();
+        let mut headers = vec![("Location", address(query))];
+        headers.extend(cache_control.map(|value| ("Cache-Control", value.to_owned())));
+        scene.proxy.fail(
+            "GET",
+            "/blobs/",
+            ALWAYS,
+            Fault::Answer { status: 307, headers, body: String::new() },
+        );
+        let reader = scene.reader();
+        for _ in 0..3 {
+            assert!(scene.read(Way::Range, &reader).await.unwrap());
+        }
+        assert_eq!(scene.proxy.take_seen("/blobs/").len(), asked, "{query} {cache_control:?}");
+        assert_eq!(elsewhere.take_seen("/presigned/").len(), 3);
+    }
 }

@@ -1,7 +1,7 @@
 //! A layer fetched once: network, decoder and writer at work at the same time.
 //!
 //! ```text
-//! BlobSource::stream --(bounded)--> decode: hash the blob, inflate, checkpoints --(bounded)--> walk: spans'
+//! BlobSource::whole --(bounded)--> decode: hash the blob, inflate, checkpoints --(bounded)--> walk: spans'
 //! digests, tar headers, files' digests, content into the stage; index --> published if the blob's digest held
 //! ```
 //! Memory is what the two channels and the spools hold, whatever the layer. Nothing of the layer can be seen
@@ -158,7 +158,7 @@ async fn receive(
     counted: &Counted<'_>,
     to_decoder: tokio::sync::mpsc::Sender<Bytes>,
 ) -> Result<(), FetchError> {
-    let mut stream = source.stream(blob, 0).await?;
+    let mut stream = source.whole(blob).await?;
     while let Some(piece) = stream.next().await {
         let piece = piece?;
         counted.add(piece.len() as u64);

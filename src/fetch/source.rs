@@ -65,6 +65,14 @@ pub trait BlobSource: Send + Sync + fmt::Debug {
         from: u64,
     ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError>;
 
+    /// All of the blob's raw bytes in order, as fast as they can be had. Not checked.
+    async fn whole(
+        &self,
+        blob: &Descriptor,
+    ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError> {
+        self.stream(blob, 0).await
+    }
+
     /// Exactly the raw bytes of `range`. Not checked.
     async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes, FetchError>;
 

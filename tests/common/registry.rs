@@ -18,6 +18,8 @@ pub enum Login {
     Basic,
     /// Nobody is asked, but over TLS with a certificate that nobody knows.
     UnknownCertificate,
+    /// Nobody is asked, over TLS with this certificate and its key.
+    Certificate { certificate: String, key: String },
     /// Tokens of a service: see `token_service.rs`.
     Token { realm: String, issuer: String, certificate: std::path::PathBuf },
 }
@@ -160,6 +162,10 @@ fn configuration(login: &Login, port: u16, folder: &Path) -> String {
         }
         Login::UnknownCertificate => {
             let (key, certificate) = self_signed(folder);
+            tls = format!("  tls:\n    certificate: {certificate}\n    key: {key}\n");
+            String::new()
+        }
+        Login::Certificate { certificate, key } => {
             tls = format!("  tls:\n    certificate: {certificate}\n    key: {key}\n");
             String::new()
         }

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
-    WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
+    LOCATION, WWW_AUTHENTICATE,
 };
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
+use time::OffsetDateTime;
 use url::Url;
 
 use super::RegistryOptions;
@@ -25,13 +26,17 @@ use super::body::peek;
 use super::challenge;
 use super::connections::{self, Connections};
 use super::endpoint::{Endpoint, same_origin};
+use super::expiry;
 use super::retry::RetryPolicy;
 use super::status;
+use super::windows::Windows;
 use crate::fetch::error::{Class, FetchError, Side};
 use crate::policy::digest::Digest;
 
 /// Registries need one redirect, some two; more is a loop.
 const MAX_REDIRECTS: usize = 5;
+/// A target is not used in its last seconds: the request takes some.
+const LAST: Duration = Duration::from_secs(5);
 /// Targets that are remembered: at least one a layer of any image.
 const MAX_TARGETS: usize = 4096;
 
@@ -68,6 +73,14 @@ pub(super) struct Answer {
     pub(super) url: Url,
     /// Whether the registry itself answered, not the target of a redirect.
     pub(super) own: bool,
+    /// Until when the address is good, where it was a redirect's and says so.
+    pub(super) until: Option<Instant>,
+}
+
+/// Where a blob was found.
+struct Target {
+    url: Url,
+    until: Option<Instant>,
 }
 
 /// The client for one repository.
@@ -77,10 +90,11 @@ pub(super) struct Client {
     pub(super) stall: Duration,
     pub(super) commit: Duration,
     pub(super) max_skip: u64,
+    pub(super) windows: Windows,
     user_agent: String,
     connections: Connections,
     auth: Auth,
-    targets: Mutex<HashMap<Digest, Url>>,
+    targets: Mutex<HashMap<Digest, Target>>,
 }
 
 impl Client {
@@ -92,6 +106,7 @@ impl Client {
             stall: options.stall_timeout,
             commit: options.commit_timeout,
             max_skip: options.max_skip,
+            windows: options.windows,
             user_agent: options.user_agent.clone(),
             connections: options.connections.clone(),
             auth,
@@ -151,6 +166,7 @@ impl Client {
         };
         let mut renewed = false;
         let mut redirects = 0;
+        let mut until: Option<Instant> = None;
         loop {
             let own = same_origin(&url, &base);
             let (grant, (response, again)) = match first.take() {
@@ -185,9 +201,14 @@ impl Client {
                     let message = format!("{}: redirected {why}", request.what);
                     FetchError::new(Class::Protocol, Side::Remote, message)
                 })?;
+                let cached = response.headers().get(CACHE_CONTROL).and_then(|value| value.to_str().ok());
+                if let Some(left) = expiry::left(&url, cached, OffsetDateTime::now_utc()) {
+                    let end = Instant::now().checked_add(left.saturating_sub(LAST));
+                    until = until.into_iter().chain(end).min();
+                }
                 continue;
             }
-            return Ok(Answer { response, url, own });
+            return Ok(Answer { response, url, own, until });
         }
     }
 
@@ -261,18 +282,21 @@ impl Client {
         error
     }
 
-    /// Where a blob was found last time.
-    pub(super) fn target(&self, blob: &Digest) -> Option<Url> {
-        self.targets().get(blob).cloned()
+    /// Where a blob was found last time, if that still holds.
+    pub(super) fn target(&self, blob: &Digest) -> Option<(Url, Option<Instant>)> {
+        let targets = self.targets();
+        let target = targets.get(blob)?;
+        let holds = target.until.is_none_or(|until| Instant::now() < until);
+        holds.then(|| (target.url.clone(), target.until))
     }
 
     /// Keeps where a blob was found.
-    pub(super) fn remember(&self, blob: Digest, target: Url) {
+    pub(super) fn remember(&self, blob: Digest, url: Url, until: Option<Instant>) {
         let mut targets = self.targets();
         if targets.len() >= MAX_TARGETS {
             targets.clear();
         }
-        targets.insert(blob, target);
+        targets.insert(blob, Target { url, until });
     }
 
     /// Drops what no longer works.
@@ -280,7 +304,7 @@ impl Client {
         self.targets().remove(blob);
     }
 
-    fn targets(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Url>> {
+    fn targets(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Target>> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

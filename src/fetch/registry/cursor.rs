@@ -34,6 +34,10 @@ pub(super) struct Cursor {
     max_skip: u64,
     /// Whether the registry has shown that it does not serve the range.
     whole: bool,
+    /// Whether everything is taken if everything comes.
+    greedy: bool,
+    /// Whether the registry has said that it is asked too much.
+    limited: bool,
     failed: u32,
     since_failure: u64,
     body: Option<Body>,
@@ -60,10 +64,28 @@ impl Cursor {
             end: range.end,
             max_skip,
             whole: false,
+            greedy: false,
+            limited: false,
             failed: 0,
             since_failure: 0,
             body: None,
         })
+    }
+
+    /// The first `length` bytes of a blob, or all of it from a registry that sends that instead: see [`Self::end`].
+    pub(super) fn opening(client: Arc<Client>, blob: &Descriptor, length: u64) -> Result<Self, FetchError> {
+        let cursor = Self::new(client, blob, 0..length, u64::MAX)?;
+        Ok(Self { greedy: true, ..cursor })
+    }
+
+    /// Where it ends, once the first bytes are there.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Whether the registry has said that it is asked too much (429).
+    pub(super) fn limited(&self) -> bool {
+        self.limited
     }
 
     /// The next bytes, `None` at the end.
@@ -126,11 +148,11 @@ impl Cursor {
 
     /// A body that stands at `self.at`.
     async fn open(&mut self) -> Result<Body, FetchError> {
-        if let Some(target) = self.client.target(&self.blob.digest) {
+        if let Some((target, until)) = self.client.target(&self.blob.digest) {
             let range = self.range();
             let response = self.client.send_bare(&target, &headers(range.as_ref()), &self.what).await?;
             if response.status().is_success() {
-                return self.judge(Answer { response, url: target, own: false }, range).await;
+                return self.judge(Answer { response, url: target, own: false, until }, range).await;
             }
             // expired (401, 403, S3's 400 ExpiredToken) or gone: only the registry knows where the blob is now
             self.client.forget(&self.blob.digest);
@@ -174,7 +196,7 @@ impl Cursor {
 
     /// The body of an answer, if it is the blob or the wanted part of it.
     async fn judge(&mut self, answer: Answer, range: Option<Range<u64>>) -> Result<Body, FetchError> {
-        let (own, url) = (answer.own, answer.url.clone());
+        let (own, url, until) = (answer.own, answer.url.clone(), answer.until);
         let body = match (answer.response.status(), range) {
             (StatusCode::OK, _) => self.whole_body(answer.response)?,
             (StatusCode::PARTIAL_CONTENT, Some(range)) => match self.part_body(answer.response, &range) {
@@ -185,6 +207,7 @@ impl Cursor {
                 return Err(self.doubtful("a part came where the whole was asked for"));
             }
             (status, _) => {
+                self.limited |= status == StatusCode::TOO_MANY_REQUESTS;
                 let mut error = self.client.refusal(&self.what, answer).await;
                 // a redirect's target that refuses at once: its address may have been made wrong or too late
                 error.retryable |= !own && matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410);
@@ -192,7 +215,7 @@ impl Cursor {
             }
         };
         if !own {
-            self.client.remember(self.blob.digest, url);
+            self.client.remember(self.blob.digest, url, until);
         }
         Ok(body)
     }
@@ -208,7 +231,7 @@ impl Cursor {
     }
 
     /// A 200 is the whole blob: it is read from its start.
-    fn whole_body(&self, response: Response) -> Result<Body, FetchError> {
+    fn whole_body(&mut self, response: Response) -> Result<Body, FetchError> {
         let length = response.content_length();
         if status::is_html(response.headers()) && length != Some(self.blob.size) {
             return Err(status::html_page(&self.what));
@@ -222,6 +245,9 @@ impl Cursor {
                 self.what, self.at
             );
             return Err(FetchError::new(Class::Protocol, Side::Remote, message));
+        }
+        if self.greedy {
+            self.end = self.blob.size;
         }
         Ok(Body::new(response, self.at, self.end - self.at, self.end == self.blob.size))
     }

@@ -17,12 +17,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::stream::{self, BoxStream};
+use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
 use super::hosts::RegistryHosts;
 use super::rest::Rest;
-use super::{Registry, RegistryOptions};
+use super::{Parts, Registry, RegistryOptions, streamed};
 use crate::fetch::error::{Class, FetchError, Side};
 use crate::fetch::source::{BlobSource, Tagged};
 use crate::fetch::verified::VerifiedBytes;
@@ -259,11 +259,31 @@ struct Relay {
     way: Walk,
     blob: Descriptor,
     at: u64,
+    /// Whether as fast as can be.
+    whole: bool,
     current: Option<(usize, BoxStream<'static, Result<Bytes, FetchError>>)>,
     failures: Failures,
 }
 
+impl Parts for Relay {
+    fn part(&mut self) -> impl Future<Output = Result<Option<Bytes>, FetchError>> + Send {
+        self.next()
+    }
+}
+
 impl Relay {
+    fn new(places: &Arc<Places>, blob: &Descriptor, from: u64, whole: bool) -> Self {
+        Self {
+            places: Arc::clone(places),
+            way: places.way_to(&blob.digest),
+            blob: blob.clone(),
+            at: from,
+            whole,
+            current: None,
+            failures: Failures::default(),
+        }
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         loop {
             let place = match &mut self.current {
@@ -285,7 +305,11 @@ impl Relay {
             let Some(place) = place else {
                 return Err(std::mem::take(&mut self.failures).told(&self.places.name));
             };
-            let opened = self.places.places[place].registry.stream(&self.blob, self.at).await;
+            let registry = &self.places.places[place].registry;
+            let opened = match self.at {
+                0 if self.whole => registry.whole(&self.blob).await,
+                at => registry.stream(&self.blob, at).await,
+            };
             match opened {
                 Ok(parts) => {
                     self.places.note(self.blob.digest, place, Note::Served);
@@ -330,22 +354,14 @@ impl BlobSource for Mirrored {
         blob: &Descriptor,
         from: u64,
     ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError> {
-        let relay = Relay {
-            places: Arc::clone(&self.0),
-            way: self.0.way_to(&blob.digest),
-            blob: blob.clone(),
-            at: from,
-            current: None,
-            failures: Failures::default(),
-        };
-        let parts = stream::unfold(Some(relay), async |relay| {
-            let mut relay = relay?;
-            match relay.next().await.transpose()? {
-                Ok(part) => Some((Ok(part), Some(relay))),
-                Err(error) => Some((Err(error), None)),
-            }
-        });
-        Ok(parts.boxed())
+        Ok(streamed(Relay::new(&self.0, blob, from, false)))
+    }
+
+    async fn whole(
+        &self,
+        blob: &Descriptor,
+    ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError> {
+        Ok(streamed(Relay::new(&self.0, blob, 0, true)))
     }
 
     async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes, FetchError> {

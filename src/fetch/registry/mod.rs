@@ -8,9 +8,9 @@
 //! manifests, but that client never retries, never renews a refused token, swallows token errors into anonymous
 //! access, and keeps an own token cache beside this one; with the parts below at hand an upload is two requests.
 //!
-//! - `endpoint`: addresses; `connections`: pools and TLS; `client`: one request with authorization and redirects
+//! - `endpoint`: addresses; `expiry`: how long those of redirects hold; `connections`: pools and TLS; `client`: one request with authorization and redirects
 //! - `auth`, `challenge`, `token`: grants; `retry`, `status`: what an error means
-//! - `cursor`, `body`, `ranges`: blobs; `manifests`; `upload`: writing
+//! - `cursor`, `body`, `ranges`: blobs; `windows`: whole blobs over several connections; `manifests`; `upload`: writing
 //! - `hosts`: what the operator says; `mirrors`: several hosts as one source; `rest`: mirrors that failed
 
 mod auth;
@@ -20,6 +20,7 @@ mod client;
 mod connections;
 mod cursor;
 mod endpoint;
+mod expiry;
 mod hosts;
 mod manifests;
 mod mirrors;
@@ -29,6 +30,7 @@ mod retry;
 mod status;
 mod token;
 mod upload;
+mod windows;
 
 use std::fmt;
 use std::ops::Range;
@@ -43,11 +45,13 @@ use futures_util::stream::{self, BoxStream};
 pub use connections::Connections;
 pub use hosts::{Authority, Mirror, Registries, RegistryHosts};
 pub use retry::RetryPolicy;
+pub use windows::Windows;
 
 use self::client::Client;
 use self::cursor::Cursor;
 use self::endpoint::Endpoint;
 use self::mirrors::Mirrored;
+use self::windows::Whole;
 use super::credentials::Credentials;
 use super::error::{Class, FetchError, Side};
 use super::source::{BlobSource, Tagged};
@@ -79,6 +83,8 @@ pub struct RegistryOptions {
     /// How far into a blob a range may lie when the registry sends only whole blobs: what lies before it is
     /// fetched and thrown away. 64 MiB by default.
     pub max_skip: u64,
+    /// How whole blobs are fetched.
+    pub windows: Windows,
 }
 
 impl RegistryOptions {
@@ -102,6 +108,7 @@ impl Default for RegistryOptions {
             commit_timeout: Duration::from_secs(600),
             retry: RetryPolicy::default(),
             max_skip: 64 << 20,
+            windows: Windows::default(),
         }
     }
 }
@@ -112,6 +119,35 @@ pub fn source(name: &str, repository: &str, options: &RegistryOptions) -> Arc<dy
         Some(hosts) if !hosts.mirrors.is_empty() => Arc::new(Mirrored::new(name, repository, hosts, options)),
         _ => Arc::new(Registry::at(name, repository, options)),
     }
+}
+
+/// What gives bytes in order until it ends or fails.
+trait Parts: Send + 'static {
+    fn part(&mut self) -> impl Future<Output = Result<Option<Bytes>, FetchError>> + Send;
+}
+
+impl Parts for Cursor {
+    fn part(&mut self) -> impl Future<Output = Result<Option<Bytes>, FetchError>> + Send {
+        self.next()
+    }
+}
+
+impl Parts for Whole {
+    fn part(&mut self) -> impl Future<Output = Result<Option<Bytes>, FetchError>> + Send {
+        self.next()
+    }
+}
+
+/// The same as a stream, which ends after an error.
+fn streamed(parts: impl Parts) -> BoxStream<'static, Result<Bytes, FetchError>> {
+    let parts = stream::unfold(Some(parts), async |parts| {
+        let mut parts = parts?;
+        match parts.part().await.transpose()? {
+            Ok(part) => Some((Ok(part), Some(parts))),
+            Err(error) => Some((Err(error), None)),
+        }
+    });
+    parts.boxed()
 }
 
 /// One repository of one registry.
@@ -196,14 +232,14 @@ impl BlobSource for Registry {
     ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError> {
         // a stream is somebody's one pass over the blob: without ranges, going back to its start is the only way
         let cursor = self.cursor(blob, from..blob.size, u64::MAX)?;
-        let parts = stream::unfold(Some(cursor), async |cursor| {
-            let mut cursor = cursor?;
-            match cursor.next().await.transpose()? {
-                Ok(part) => Some((Ok(part), Some(cursor))),
-                Err(error) => Some((Err(error), None)),
-            }
-        });
-        Ok(parts.boxed())
+        Ok(streamed(cursor))
+    }
+
+    async fn whole(
+        &self,
+        blob: &Descriptor,
+    ) -> Result<BoxStream<'static, Result<Bytes, FetchError>>, FetchError> {
+        Ok(streamed(Whole::new(Arc::clone(&self.client), blob)?))
     }
 
     async fn range(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes, FetchError> {
