@@ -1,6 +1,8 @@
 //! Layers that are read by their table of contents: what the original tools made, flipped bits, lies.
 #![allow(clippy::unwrap_used, reason = "a test ends where its ground gives way")]
 
+mod layer_tree;
+
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::ops::Range;
@@ -9,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use addonfs::fetch::error::{Class, FetchError, Side};
-use addonfs::fetch::index::{Entry, EntryKind};
-use addonfs::fetch::layer::{Filling, Layer, Opening, Progress, Read};
+use addonfs::fetch::index::EntryKind;
+use addonfs::fetch::layer::{Filling, Layer, Opening, Progress};
 use addonfs::fetch::profile::Profile;
 use addonfs::fetch::source::{self, BlobSource};
 use addonfs::fetch::store::{Store, StoreOptions};
@@ -19,13 +21,13 @@ use addonfs::policy::digest::Digest;
 use addonfs::policy::image::Descriptor;
 use addonfs::policy::reference::ImageRef;
 use async_trait::async_trait;
-use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use layer_tree::{read, tree};
 use serde_json::{Value, json};
 
 /// No blob is too small to be read by its table.
-const LAZY: Opening<'_> = Opening { tag: None, whole_up_to: 0 };
+const LAZY: Opening<'_> = Opening { tag: None, ztoc: None, whole_up_to: 0 };
 
 /// A blob in memory that counts, with one bit wrong in every range that touches byte `flip`.
 #[derive(Debug)]
@@ -129,75 +131,6 @@ fn open_store(dir: &Path) -> Arc<Store> {
 async fn open(store: &Arc<Store>, source: &Arc<Source>, opening: Opening<'_>) -> Result<Layer, FetchError> {
     let progress = Progress::new(source.descriptor().size);
     Layer::open(store, Arc::clone(source) as _, &source.descriptor(), opening, &progress).await
-}
-
-async fn read(layer: &Layer, file: u32, offset: u64, len: u32) -> Result<Vec<u8>, FetchError> {
-    match layer.read(file, offset, len) {
-        Read::Ready(bytes) => Ok(bytes.to_vec()),
-        Read::Pending(answer) => answer.await.map(|bytes| bytes.to_vec()),
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// An entry in the words of `expected.json`, with the content of a file.
-async fn described(layer: &Layer, entry: &Entry<'_>) -> Result<Value, FetchError> {
-    let slash = if matches!(entry.kind, EntryKind::Dir) { "/" } else { "" };
-    let mut words = json!({
-        "name": text(entry.path) + slash, "mode": entry.mode, "uid": entry.uid, "gid": entry.gid,
-        "mtime": entry.mtime_sec,
-    });
-    let base64 = &base64::engine::general_purpose::STANDARD;
-    let xattrs: BTreeMap<_, _> =
-        entry.xattrs.iter().map(|(name, value)| (text(name), base64.encode(value))).collect();
-    if !xattrs.is_empty() {
-        words["xattrs"] = json!(xattrs);
-    }
-    let kind = match entry.kind {
-        EntryKind::Dir => "dir",
-        EntryKind::File { file, size } => {
-            if size > 0 {
-                words["size"] = json!(size);
-            }
-            let mut content = Vec::new();
-            while (content.len() as u64) < size {
-                content.extend(read(layer, file, content.len() as u64, 7000).await?);
-            }
-            words["sha256"] = json!(Digest::of(&content).hex());
-            "reg"
-        }
-        EntryKind::Symlink { target } => {
-            words["linkName"] = json!(text(target));
-            "symlink"
-        }
-        EntryKind::Hardlink { target } => {
-            words["linkName"] = json!(text(target));
-            "hardlink"
-        }
-        EntryKind::Char { major, minor } => {
-            (words["devMajor"], words["devMinor"]) = (json!(major), json!(minor));
-            "char"
-        }
-        EntryKind::Block { major, minor } => {
-            (words["devMajor"], words["devMinor"]) = (json!(major), json!(minor));
-            "block"
-        }
-        EntryKind::Fifo => "fifo",
-    };
-    words["type"] = json!(kind);
-    Ok(words)
-}
-
-/// Every entry by name.
-async fn tree(layer: &Layer) -> Result<BTreeMap<String, Value>, FetchError> {
-    let mut tree = BTreeMap::new();
-    for entry in layer.index().entries() {
-        let words = described(layer, &entry).await?;
-        tree.insert(words["name"].as_str().unwrap().to_owned(), words);
-    }
-    Ok(tree)
 }
 
 fn expected_tree(format: &str) -> BTreeMap<String, Value> {
@@ -423,7 +356,7 @@ async fn a_table_in_an_image_of_its_own_is_found_by_the_tag() {
     for (tag, lazily) in [(Some("v1"), true), (Some("v2"), false), (None, false)] {
         let cache = tempfile::tempdir().unwrap();
         let source = source::open(&image.location, &Default::default()).unwrap();
-        let (opening, progress) = (Opening { tag, whole_up_to: 0 }, Progress::new(0));
+        let (opening, progress) = (Opening { tag, ztoc: None, whole_up_to: 0 }, Progress::new(0));
         let layer =
             Layer::open(&open_store(cache.path()), source, &descriptor, opening, &progress).await.unwrap();
         // A blob fetched whole has content in the store at once.

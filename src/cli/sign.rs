@@ -162,7 +162,7 @@ async fn signed_by(
     key: &PrivateKey,
 ) -> anyhow::Result<bool> {
     let own = TrustedKey { name: String::new(), key: key.public().map_err(anyhow::Error::msg)? };
-    let trust = Trust { keys: vec![own], require_log: false };
+    let trust = Trust { keys: vec![own], ..Trust::default() };
     for layer in layers.iter().filter(|layer| layer.media_type == SIMPLE_SIGNING) {
         let Ok(payload) = source.blob(layer, simple_signing::MAX_BYTES as u64).await else { continue };
         let material = SignatureMaterial::new(payload.to_vec(), layer.annotations.clone());
@@ -206,7 +206,7 @@ mod tests {
 
     fn trusting(key: &PrivateKey) -> Trust {
         let trusted = TrustedKey { name: "k".to_owned(), key: key.public().unwrap() };
-        Trust { keys: vec![trusted], require_log: false }
+        Trust { keys: vec![trusted], ..Trust::default() }
     }
 
     #[tokio::test]

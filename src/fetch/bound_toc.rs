@@ -272,7 +272,7 @@ fn make(
     publish(stage, blob, contents)
 }
 
-fn publish(stage: Stage, blob: &Descriptor, contents: Contents) -> Result<(), FetchError> {
+pub(super) fn publish(stage: Stage, blob: &Descriptor, contents: Contents) -> Result<(), FetchError> {
     let path = stage.directory().join("index");
     let fail = |error: std::io::Error| FetchError::storage("cannot write the layer index", &error);
     let mut out = BufWriter::new(File::create(&path).map_err(fail)?);

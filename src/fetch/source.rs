@@ -10,6 +10,7 @@ use futures_util::stream::BoxStream;
 
 use super::error::FetchError;
 use super::layout::Layout;
+use super::referrers;
 use super::registry::{self, RegistryOptions};
 use super::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
@@ -53,6 +54,11 @@ pub trait BlobSource: Send + Sync + fmt::Debug {
         let Some(digest) = self.resolve(tag).await? else { return Ok(None) };
         let (media_type, content) = self.manifest(&digest).await?;
         Ok(Some(Tagged { digest, media_type, content }))
+    }
+
+    /// Manifests of type `artifact_type` that name `subject`, at most 32. Not checked: anybody may list any.
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>, FetchError> {
+        referrers::by_tag(self, subject, artifact_type).await
     }
 
     /// A whole blob of at most `limit` bytes, checked.

@@ -154,9 +154,20 @@ fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
         None => policy.trust.clone(),
         Some(own) => Trust {
             keys: if own.keys.is_empty() { policy.trust.keys.clone() } else { own.keys.clone() },
+            index_keys: if own.index_keys.is_empty() {
+                policy.trust.index_keys.clone()
+            } else {
+                own.index_keys.clone()
+            },
             require_log: own.require_log || policy.trust.require_log,
         },
     }
+}
+
+/// Whose signatures on indexes of an image's layers count; nobody's without `trust.index_keys`.
+pub fn index_trust(policy: &Policy, spec: &SourceSpec) -> Trust {
+    let trust = trust_for(policy, spec);
+    Trust { keys: trust.index_keys, index_keys: Vec::new(), require_log: trust.require_log }
 }
 
 fn unsigned(spec: &SourceSpec, reasons: &[String]) -> Denied {
@@ -258,7 +269,7 @@ mod tests {
         let digest = source.image.digest;
         assert!(image(&policy, &source, &[material(&host, &digest)]).is_err());
         assert!(image(&policy, &source, &[material(&own, &digest)]).is_ok());
-        source.trust = Some(Trust { keys: Vec::new(), require_log: true });
+        source.trust = Some(Trust { require_log: true, ..Trust::default() });
         let refused = image(&policy, &source, &[material(&host, &digest)]).unwrap_err();
         assert!(refused.message.contains("require_log"), "{refused}");
     }

@@ -21,6 +21,7 @@ pub mod platform;
 pub mod quantity;
 pub mod reference;
 pub mod rules;
+pub mod soci;
 pub mod source;
 pub mod trust;
 pub mod yaml;

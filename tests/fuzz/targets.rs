@@ -4,11 +4,13 @@ use addonfs::fetch::index::LayerIndex;
 use addonfs::fetch::index::build::index_tar;
 use addonfs::fetch::index::file::Format;
 use addonfs::fetch::index::toc::index_table;
+use addonfs::fetch::index::ztoc::index_ztoc;
 use addonfs::fs::image::merge::Merge;
 use addonfs::policy::addon::AddonManifest;
 use addonfs::policy::digest::Digest;
 use addonfs::policy::image::{Descriptor, ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
 use addonfs::policy::reference::ImageRef;
+use addonfs::policy::soci::{Binding, SociIndex};
 use addonfs::policy::trust::simple_signing::Payload;
 
 /// A parser under its name; the corpus lies in a folder of that name.
@@ -19,6 +21,8 @@ pub(crate) const TARGETS: &[Target] = &[
     ("tar", tar),
     ("layer_index", layer_index),
     ("table_of_contents", table_of_contents),
+    ("ztoc", ztoc),
+    ("soci_index", soci_index),
     ("addon_manifest", addon_manifest),
     ("yaml", yaml),
     ("image_document", image_document),
@@ -52,6 +56,25 @@ fn table_of_contents(bytes: &[u8]) {
     for format in [Format::EStargz, Format::ZstdChunked] {
         if let Ok(index) = index_table(bytes, &blob, format) {
             walk(&index);
+        }
+    }
+}
+
+/// The size of the layer is made right, wherever the zTOC has it.
+fn ztoc(bytes: &[u8]) {
+    for size in [57_527, 121_856] {
+        let blob =
+            Descriptor { media_type: String::new(), digest: Digest::of(b""), size, annotations: Vec::new() };
+        if let Ok(index) = index_ztoc(bytes, &blob) {
+            walk(&index);
+        }
+    }
+}
+
+fn soci_index(bytes: &[u8]) {
+    for binding in [Binding::ByImage, Binding::ToImage(&Digest::of(b"image"))] {
+        if let Ok(index) = SociIndex::parse(bytes, binding) {
+            let _ = index.ztoc(&Digest::of(b"layer"));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! its media type, which registries and builders get wrong.
 
 use super::file::{Format, SpanKind};
+pub(crate) use super::gzip::Cut;
 use super::gzip::GzipScanner;
 use super::zstd::ZstdScanner;
 use crate::fetch::error::{FetchError, Side};
@@ -49,7 +50,7 @@ pub(crate) type Sink<'a> = &'a mut dyn FnMut(Event) -> Result<(), FetchError>;
 #[derive(Debug)]
 pub(crate) enum Scanner {
     /// Not enough bytes yet to tell.
-    Unknown(Vec<u8>),
+    Unknown(Vec<u8>, Cut),
     Tar {
         at: u64,
     },
@@ -59,13 +60,18 @@ pub(crate) enum Scanner {
 
 impl Scanner {
     pub(crate) fn new() -> Self {
-        Self::Unknown(Vec::new())
+        Self::cutting(Cut::Own)
+    }
+
+    /// One that cuts gzip layers so.
+    pub(crate) fn cutting(cut: Cut) -> Self {
+        Self::Unknown(Vec::new(), cut)
     }
 
     /// Takes the next bytes of the blob.
     pub(crate) fn push(&mut self, input: &[u8], sink: Sink<'_>) -> Result<(), FetchError> {
         match self {
-            Self::Unknown(head) => {
+            Self::Unknown(head, _) => {
                 head.extend(input);
                 if head.len() >= 4 { self.decide(sink) } else { Ok(()) }
             }
@@ -77,11 +83,11 @@ impl Scanner {
 
     /// The blob is complete: its format, and where its last span ends in it.
     pub(crate) fn finish(mut self, sink: Sink<'_>) -> Result<(Format, u64), FetchError> {
-        if matches!(self, Self::Unknown(_)) {
+        if matches!(self, Self::Unknown(..)) {
             self.decide(sink)?;
         }
         match self {
-            Self::Unknown(_) => Ok((Format::Tar, 0)),
+            Self::Unknown(..) => Ok((Format::Tar, 0)),
             Self::Tar { at } => Ok((Format::Tar, at)),
             Self::Gzip(gzip) => gzip.finish(sink).map(|end| (Format::TarGzip, end)),
             Self::Zstd(zstd) => zstd.finish(sink).map(|end| (Format::TarZstd, end)),
@@ -89,10 +95,10 @@ impl Scanner {
     }
 
     fn decide(&mut self, sink: Sink<'_>) -> Result<(), FetchError> {
-        let Self::Unknown(head) = self else { return Ok(()) };
-        let head = std::mem::take(head);
+        let Self::Unknown(head, cut) = self else { return Ok(()) };
+        let (head, cut) = (std::mem::take(head), *cut);
         *self = match head.get(..4) {
-            Some([0x1f, 0x8b, ..]) => Self::Gzip(Box::new(GzipScanner::new(sink)?)),
+            Some([0x1f, 0x8b, ..]) => Self::Gzip(Box::new(GzipScanner::new(cut, sink)?)),
             Some([0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18]) => {
                 Self::Zstd(Box::new(ZstdScanner::new()?))
             }

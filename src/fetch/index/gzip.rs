@@ -25,6 +25,16 @@ enum State {
     Rest,
 }
 
+/// Where spans begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// At members and between blocks, after [`GZIP_SPAN`] decoded bytes; the first at the blob's beginning.
+    Own,
+    /// Between blocks only, after more than so many decoded bytes; the first behind the first header. As SOCI does
+    /// (soci-snapshotter `ztoc/compression/gzip_zinfo.c`).
+    Blocks(u64),
+}
+
 /// Decodes a gzip blob while it arrives.
 #[derive(Debug)]
 pub(crate) struct GzipScanner {
@@ -36,6 +46,9 @@ pub(crate) struct GzipScanner {
     /// Where the last member ended.
     member_end: u64,
     span_start: u64,
+    cut: Cut,
+    /// Whether there was a checkpoint.
+    begun: bool,
     piece: Vec<u8>,
     filled: usize,
 }
@@ -45,9 +58,12 @@ fn broken(_: Broken) -> FetchError {
 }
 
 impl GzipScanner {
-    pub(super) fn new(sink: Sink<'_>) -> Result<Self, FetchError> {
-        let (kind, window) = (SpanKind::GzipMember, Vec::new());
-        sink(Event::Checkpoint(Checkpoint { kind, in_start: 0, in_end_before: 0, window }))?;
+    pub(super) fn new(cut: Cut, sink: Sink<'_>) -> Result<Self, FetchError> {
+        let begun = cut == Cut::Own;
+        if begun {
+            let (kind, window) = (SpanKind::GzipMember, Vec::new());
+            sink(Event::Checkpoint(Checkpoint { kind, in_start: 0, in_end_before: 0, window }))?;
+        }
         Ok(Self {
             inflate: Inflate::new(Wrap::Gzip).map_err(broken)?,
             state: State::Between(0),
@@ -55,6 +71,8 @@ impl GzipScanner {
             out_at: 0,
             member_end: 0,
             span_start: 0,
+            cut,
+            begun,
             piece: vec![0; PIECE],
             filled: 0,
         })
@@ -98,7 +116,7 @@ impl GzipScanner {
         let start = self.in_at - MAGIC.len() as u64;
         if start > 0 {
             self.inflate.reset(Wrap::Gzip).map_err(broken)?;
-            if self.out_at - self.span_start >= GZIP_SPAN {
+            if self.cut == Cut::Own && self.is_long() {
                 self.checkpoint(SpanKind::GzipMember, start, start, Vec::new(), sink)?;
             }
         }
@@ -110,7 +128,7 @@ impl GzipScanner {
         if self.filled == self.piece.len() {
             self.flush(sink)?;
         }
-        let long_enough = self.out_at - self.span_start >= GZIP_SPAN;
+        let long_enough = self.is_long();
         let room = self.piece.get_mut(self.filled..).unwrap_or_default();
         let step = self.inflate.step(input, room, long_enough).map_err(broken)?;
         self.in_at += step.consumed as u64;
@@ -121,14 +139,22 @@ impl GzipScanner {
             self.member_end = self.in_at;
         } else if let (true, Some(bits)) = (long_enough, step.boundary) {
             let window = self.inflate.window().map_err(broken)?;
-            let window = ::zstd::bulk::compress(&window, WINDOW_LEVEL)
-                .map_err(|error| FetchError::storage("cannot compress a window", &error))?;
+            let window = pack_window(&window)?;
             let start = self.in_at - u64::from(bits > 0);
             self.checkpoint(SpanKind::Deflate { bits }, start, self.in_at, window, sink)?;
         } else if step.consumed == 0 && step.produced == 0 && !long_enough {
             return Err(broken(Broken));
         }
         Ok(step.consumed)
+    }
+
+    /// Whether the next place that offers itself begins a span.
+    fn is_long(&self) -> bool {
+        let len = self.out_at - self.span_start;
+        match self.cut {
+            Cut::Own => len >= GZIP_SPAN,
+            Cut::Blocks(most) => len > most || !self.begun,
+        }
     }
 
     fn checkpoint(
@@ -140,7 +166,7 @@ impl GzipScanner {
         sink: Sink<'_>,
     ) -> Result<(), FetchError> {
         self.flush(sink)?;
-        self.span_start = self.out_at;
+        (self.span_start, self.begun) = (self.out_at, true);
         sink(Event::Checkpoint(Checkpoint { kind, in_start, in_end_before, window }))
     }
 
@@ -154,6 +180,17 @@ impl GzipScanner {
     }
 }
 
+/// A window as the index keeps it.
+pub(super) fn pack_window(window: &[u8]) -> Result<Vec<u8>, FetchError> {
+    ::zstd::bulk::compress(window, WINDOW_LEVEL)
+        .map_err(|error| FetchError::storage("cannot compress a window", &error))
+}
+
+/// The window that [`pack_window`] was given.
+pub(super) fn unpack_window(packed: &[u8]) -> Result<Vec<u8>, FetchError> {
+    ::zstd::bulk::decompress(packed, WINDOW).map_err(|_| broken(Broken))
+}
+
 /// Decodes `out_len` bytes from a member's start, or from a block with its bits and compressed window; and up to `more`
 /// bytes of what follows, as far as `input` goes.
 pub(super) fn decode(
@@ -165,7 +202,7 @@ pub(super) fn decode(
     let mut wrap = if block.is_some() { Wrap::Raw } else { Wrap::Gzip };
     let mut inflate = Inflate::new(wrap).map_err(broken)?;
     if let Some((bits, window)) = block {
-        let window = ::zstd::bulk::decompress(window, WINDOW).map_err(|_| broken(Broken))?;
+        let window = unpack_window(window)?;
         let mut value = 0;
         if bits > 0 {
             let (&first, rest) = input.split_first().ok_or_else(|| broken(Broken))?;

@@ -12,6 +12,7 @@
 //! | `tar`, `header`, `pax`, `sparse`, `path` | the tar walker, one foreign encoding a file |
 //! | `inflate`, `gzip`, `zstd`, `decode` | deflate with checkpoints, zstd by frames, spans decoded at random |
 //! | `toc`, `estargz`, `zstd_chunked` | an index from a table of contents, without the layer's bytes |
+//! | `ztoc` | SOCI's tables, read and made |
 //! | [`entry`], [`file`], [`build`] | the flat file: what it holds, reading, writing |
 //!
 //! Must not know of the store, of the network, nor of how layers are merged: whiteouts are names like any other.
@@ -31,6 +32,7 @@ pub(crate) mod tar;
 pub mod toc;
 mod zstd;
 pub(crate) mod zstd_chunked;
+pub mod ztoc;
 
 pub use entry::{Entry, EntryKind, Xattrs};
 pub use file::{LayerIndex, VERSION as INDEX_VERSION};

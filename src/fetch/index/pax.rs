@@ -7,7 +7,7 @@
 use super::header::Header;
 
 /// The prefix under which GNU tar, star and Go keep extended attributes.
-const XATTR: &[u8] = b"SCHILY.xattr.";
+pub(super) const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// Most extended attributes of one entry. The kernel lists at most 64 KiB of names; real entries have under ten.
 const MAX_XATTRS: usize = 256;
@@ -40,6 +40,22 @@ pub(super) struct PaxSparse {
     pub blocks: Option<i64>,
     /// `GNU.sparse.map` of 0.1, or the `offset`/`numbytes` pairs of 0.0, alternating.
     pub map: Option<Vec<i64>>,
+}
+
+/// The extended attributes among PAX records that somebody else has parsed. Records of a sparse file are refused.
+pub(super) fn xattrs<'r>(
+    records: impl Iterator<Item = (&'r [u8], &'r [u8])>,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, &'static str> {
+    let mut pax = Pax::default();
+    for (key, value) in records {
+        if key.starts_with(b"GNU.sparse.") {
+            return Err("it is a sparse file");
+        }
+        if let Some(name) = key.strip_prefix(XATTR) {
+            pax.xattr(name, value)?;
+        }
+    }
+    Ok(pax.xattrs)
 }
 
 impl Pax {

@@ -123,6 +123,11 @@ impl<I: Decoded> Walker<I> {
         }
     }
 
+    /// Where in the archive the last member's content begins, or would if it had any.
+    pub(crate) fn position(&self) -> u64 {
+        self.at
+    }
+
     /// Hands the stored content of the current member to `sink`, in order, with offsets in the file.
     pub(crate) fn data(
         &mut self,

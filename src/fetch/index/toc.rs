@@ -408,7 +408,7 @@ fn member(record: &Record<'_>) -> Result<Member, String> {
 }
 
 /// Both writers leave the epoch out.
-fn mtime(text: &str) -> Result<(i64, u32), String> {
+pub(super) fn mtime(text: &str) -> Result<(i64, u32), String> {
     if text.is_empty() {
         return Ok((0, 0));
     }

@@ -46,6 +46,7 @@ use super::error::{Class, FetchError, Side};
 use super::index::LayerIndex;
 use super::index::file::FileRecord;
 pub use super::ingest::Progress;
+use super::soci;
 use super::source::BlobSource;
 use super::store::{Found, LARGE_FILE, Store};
 use super::verified::VerifiedBytes;
@@ -56,14 +57,16 @@ use crate::policy::image::Descriptor;
 pub struct Opening<'a> {
     /// The image's tag, if it has one: a table of contents may be in an image named after it.
     pub tag: Option<&'a str>,
+    /// The layer's zTOC, if there is one that is trusted.
+    pub ztoc: Option<&'a Descriptor>,
     /// Blobs up to so many bytes are fetched whole even if they could be read by ranges.
     pub whole_up_to: u64,
 }
 
 impl Default for Opening<'_> {
-    /// No tag, 768 KiB.
+    /// No tag, no zTOC, 768 KiB.
     fn default() -> Self {
-        Self { tag: None, whole_up_to: SMALL_BLOB }
+        Self { tag: None, ztoc: None, whole_up_to: SMALL_BLOB }
     }
 }
 
@@ -88,6 +91,18 @@ impl std::fmt::Debug for Read {
             Self::Ready(bytes) => write!(f, "Ready({bytes:?})"),
             Self::Pending(_) => f.write_str("Pending"),
         }
+    }
+}
+
+/// Whether there is an index now; one that cannot be made from a table of contents leaves the next way.
+fn usable(blob: &Descriptor, made: Result<(), FetchError>) -> Result<bool, FetchError> {
+    match made {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.class, Class::Corrupt | Class::Protocol | Class::NotFound) => {
+            tracing::warn!(layer = %blob.digest, %error, "its table of contents is not used");
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -170,8 +185,8 @@ impl Layer {
         Ok(Some(Self(Arc::new(inner))))
     }
 
-    /// The layer, indexed unless it was before: from the table of contents that its descriptor binds, or from the whole
-    /// blob, fetched. Of several callers one fetches, the others wait. Dropping the future ends the fetch and leaves
+    /// The layer, indexed unless it was before: from the table of contents that its descriptor binds, from its zTOC, or
+    /// from the whole blob, fetched. Of several callers one fetches, the others wait. Dropping the future ends the fetch and leaves
     /// nothing behind.
     pub async fn open(
         store: &Arc<Store>,
@@ -204,16 +219,26 @@ impl Layer {
         blob: &Descriptor,
         opening: Opening<'_>,
     ) -> Result<bool, FetchError> {
-        let bound = BoundToc::of(blob).filter(|_| blob.size > opening.whole_up_to);
-        let Some(bound) = bound else { return Ok(false) };
-        match bound_toc::index(store, source, blob, &bound, opening.tag).await {
-            Ok(()) => Ok(true),
-            Err(error) if matches!(error.class, Class::Corrupt | Class::Protocol | Class::NotFound) => {
-                tracing::warn!(layer = %blob.digest, %error, "it is fetched whole");
-                Ok(false)
-            }
-            Err(error) => Err(error),
+        if blob.size <= opening.whole_up_to {
+            return Ok(false);
         }
+        if let Some(bound) = BoundToc::of(blob)
+            && usable(blob, bound_toc::index(store, source, blob, &bound, opening.tag).await)?
+        {
+            return Ok(true);
+        }
+        match opening.ztoc {
+            Some(ztoc) => usable(blob, soci::index(store, source, blob, ztoc).await),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether somebody who opens the layer should look for its zTOC first: it is not known, too large to be fetched whole
+    /// at once, and its descriptor binds no table of contents.
+    pub fn wants_ztoc(store: &Store, blob: &Descriptor, opening: Opening<'_>) -> bool {
+        blob.size > opening.whole_up_to
+            && BoundToc::of(blob).is_none()
+            && !store.index_path(&blob.digest).exists()
     }
 
     /// What is in the layer.

@@ -345,6 +345,15 @@ impl BlobSource for Mirrored {
         self.0.tag(|place| async move { place.tagged(tag).await }).await
     }
 
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>, FetchError> {
+        // As with tags: a mirror's list may be older than the registry's.
+        let listed = |place: Arc<Registry>| async move {
+            let found = place.referrers(subject, artifact_type).await?;
+            Ok((!found.is_empty()).then_some(found))
+        };
+        Ok(self.0.tag(listed).await?.unwrap_or_default())
+    }
+
     async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<VerifiedBytes, FetchError> {
         self.0.first(&blob.digest, |place| async move { place.blob(blob, limit).await }).await
     }

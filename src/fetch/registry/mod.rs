@@ -25,6 +25,7 @@ mod hosts;
 mod manifests;
 mod mirrors;
 mod ranges;
+mod referrers;
 mod rest;
 mod retry;
 mod status;
@@ -201,6 +202,16 @@ impl BlobSource for Registry {
 
     async fn tagged(&self, tag: &str) -> Result<Option<Tagged>, FetchError> {
         retry::retried(&self.client.retry, || manifests::tagged(&self.client, tag)).await
+    }
+
+    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>, FetchError> {
+        let listed =
+            retry::retried(&self.client.retry, || referrers::get(&self.client, subject, artifact_type))
+                .await?;
+        match listed {
+            Some(listed) => Ok(listed),
+            None => super::referrers::by_tag(self, subject, artifact_type).await,
+        }
     }
 
     async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<VerifiedBytes, FetchError> {

@@ -51,6 +51,7 @@ pub struct Loaded {
 struct TrustDraft {
     /// As written, and where the file is.
     keys: Vec<(String, PathBuf)>,
+    index_keys: Vec<(String, PathBuf)>,
     require_log: bool,
 }
 
@@ -112,16 +113,22 @@ impl Sections {
 
 impl TrustDraft {
     fn resolve(self, read: ReadFile<'_>) -> Result<Trust, Denied> {
-        let mut keys = Vec::with_capacity(self.keys.len());
-        for (name, path) in self.keys {
-            let refuse = |reason: String| {
-                Denied::new(Code::Config, format!("the key file {} of trust.keys {reason}", path.display()))
+        let load = |list: &str, drafted: Vec<(String, PathBuf)>| {
+            let load = |(name, path): (String, PathBuf)| {
+                let refuse = |reason: String| {
+                    Denied::new(Code::Config, format!("the key file {} of {list} {reason}", path.display()))
+                };
+                let text = read(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+                let key = PublicKey::from_pem(&text).map_err(refuse)?;
+                Ok(TrustedKey { name, key })
             };
-            let text = read(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
-            let key = PublicKey::from_pem(&text).map_err(refuse)?;
-            keys.push(TrustedKey { name, key });
-        }
-        Ok(Trust { keys, require_log: self.require_log })
+            drafted.into_iter().map(load).collect::<Result<Vec<_>, Denied>>()
+        };
+        Ok(Trust {
+            keys: load("trust.keys", self.keys)?,
+            index_keys: load("trust.index_keys", self.index_keys)?,
+            require_log: self.require_log,
+        })
     }
 }
 
@@ -158,10 +165,11 @@ fn verify_mode(field: &Field<'_>, report: &mut Report) -> Option<VerifyMode> {
 fn trust(field: &Field<'_>, base: &Path, report: &mut Report) -> Option<TrustDraft> {
     let mut fields = field.fields(report)?;
     let mut trust = TrustDraft::default();
-    for name in fields.take("keys").and_then(|f| f.texts(report)).unwrap_or_default() {
-        let path = base.join(&name);
-        trust.keys.push((name, path));
-    }
+    let mut files = |key| -> Vec<(String, PathBuf)> {
+        let names = fields.take(key).and_then(|f| f.texts(report)).unwrap_or_default();
+        names.into_iter().map(|name| (name.clone(), base.join(name))).collect()
+    };
+    (trust.keys, trust.index_keys) = (files("keys"), files("index_keys"));
     trust.require_log = fields.take("require_log").and_then(|f| f.flag(report)).unwrap_or(false);
     fields.finish(report);
     Some(trust)

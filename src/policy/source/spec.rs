@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::policy::reference::PinnedRef;
-use crate::policy::trust::Trust;
+use crate::policy::trust::{Trust, TrustedKey};
 
 /// When the layers of a source are fetched (requirements: case-insensitive, aliases accepted when parsed).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -103,14 +103,21 @@ struct Shown<'a> {
 #[derive(Serialize)]
 struct ShownTrust<'a> {
     keys: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    index_keys: Vec<&'a str>,
     require_log: bool,
+}
+
+fn key_names(keys: &[TrustedKey]) -> Vec<&str> {
+    keys.iter().map(|key| key.name.as_str()).collect()
 }
 
 impl SourceSpec {
     /// The spec as it stands in `.addonfs/sources/<name>/spec.yaml`: normalised, with every default written out.
     pub fn to_yaml(&self) -> String {
         let trust = self.trust.as_ref().map(|trust| ShownTrust {
-            keys: trust.keys.iter().map(|key| key.name.as_str()).collect(),
+            keys: key_names(&trust.keys),
+            index_keys: key_names(&trust.index_keys),
             require_log: trust.require_log,
         });
         let shown = Shown {

@@ -195,7 +195,7 @@ mod tests {
         ] {
             let public = PublicKey::from_pem(&read(key)).unwrap();
             let trust =
-                Trust { keys: vec![TrustedKey { name: key.to_owned(), key: public }], require_log: false };
+                Trust { keys: vec![TrustedKey { name: key.to_owned(), key: public }], ..Trust::default() };
             let signature_b64 = String::from_utf8(read(signature)).unwrap();
             let material =
                 SignatureMaterial { payload: payload.clone(), signature_b64, annotations: Vec::new() };

@@ -30,6 +30,8 @@ pub const SIGNATURE_ANNOTATION: &str = "dev.cosignproject.cosign/signature";
 pub struct Trust {
     /// Any one of these suffices.
     pub keys: Vec<TrustedKey>,
+    /// Any one of these suffices for an index of an image's layers, and for nothing else.
+    pub index_keys: Vec<TrustedKey>,
     /// Demand an entry of the transparency log as well. Not supported yet, hence refused.
     pub require_log: bool,
 }

@@ -138,7 +138,7 @@ pub(in crate::policy) mod tests {
         let keys = keys
             .iter()
             .map(|(name, key)| TrustedKey { name: (*name).to_owned(), key: key.public().unwrap() });
-        Trust { keys: keys.collect(), require_log: false }
+        Trust { keys: keys.collect(), ..Trust::default() }
     }
 
     /// Cases VF-01, VF-02, VF-07 (every key is tried, the first that verifies suffices), VF-23 and RP-13.
