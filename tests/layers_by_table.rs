@@ -23,7 +23,7 @@ use addonfs::policy::reference::ImageRef;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use layer_tree::{read, tree};
+use layer_tree::{read, text, tree};
 use serde_json::{Value, json};
 
 /// No blob is too small to be read by its table.

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use super::build::BuildArgs;
 use super::cancel::CancelArgs;
+use super::index::IndexArgs;
 use super::jobs::JobsArgs;
 use super::keygen::KeygenArgs;
 use super::logs::LogsArgs;
@@ -44,6 +45,7 @@ pub(crate) enum Command {
     Push(PushArgs),
     Keygen(KeygenArgs),
     Sign(SignArgs),
+    Index(IndexArgs),
     Run(RunArgs),
     Plan(PlanArgs),
     Jobs(JobsArgs),

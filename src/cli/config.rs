@@ -399,7 +399,7 @@ mod tests {
         use crate::policy::trust::keys::PrivateKey;
         let dir = tempfile::tempdir().unwrap();
         let key = PrivateKey::generate().unwrap().public().unwrap().to_pem();
-        for name in ["cosign.pub", "own.pub"] {
+        for name in ["cosign.pub", "own.pub", "index.pub"] {
             std::fs::write(dir.path().join(name), &key).unwrap();
         }
         std::fs::write(dir.path().join("ca.pem"), CERTIFICATE).unwrap();

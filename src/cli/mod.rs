@@ -16,6 +16,7 @@ mod daemon;
 mod daemon_status;
 mod dirs;
 mod exit;
+mod index;
 mod job_files;
 mod jobs;
 mod keygen;
@@ -65,6 +66,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Push(args) => asynchronous(push::run(args)),
         Command::Keygen(args) => asynchronous(keygen::run(args)),
         Command::Sign(args) => asynchronous(sign::run(args)),
+        Command::Index(args) => asynchronous(index::run(args)),
         Command::Run(args) => run::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Jobs(args) => jobs::run(args),

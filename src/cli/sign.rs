@@ -1,6 +1,6 @@
 //! `addonfs sign`: signs an image in a registry or a layout, as `cosign sign --key` does without a log.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -49,7 +49,7 @@ pub(crate) struct SignArgs {
 }
 
 /// What there was before.
-enum Outcome {
+pub(super) enum Outcome {
     Added(Digest),
     Present,
 }
@@ -58,11 +58,7 @@ enum Outcome {
 pub(crate) async fn run(args: SignArgs) -> anyhow::Result<ExitCode> {
     // A tag may move between looking at an image and signing it: only a digest says what is signed.
     let image = args.image.parse::<ImageRef>()?.pinned()?;
-    let name = args.key.display().to_string();
-    let sealed = std::fs::read(&args.key).with_context(|| format!("cannot read the key {name}"))?;
-    let password = password::existing(&name)?;
-    let key = PrivateKey::from_encrypted_pem(&sealed, password.as_bytes())
-        .map_err(|reason| anyhow::anyhow!("the key file {name} {reason}"))?;
+    let key = private_key(&args.key)?;
     // A mirror that is behind would lose signatures: they are read where they are written.
     let options = registry_access::options(args.insecure, args.config.as_deref())?.without_mirrors();
     let (source, digest) = registry_access::open_image(&image.clone().into(), &options).await?;
@@ -85,8 +81,17 @@ pub(crate) async fn run(args: SignArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The key in a file, with the password from the environment or the terminal.
+pub(super) fn private_key(path: &Path) -> anyhow::Result<PrivateKey> {
+    let name = path.display().to_string();
+    let sealed = std::fs::read(path).with_context(|| format!("cannot read the key {name}"))?;
+    let password = password::existing(&name)?;
+    PrivateKey::from_encrypted_pem(&sealed, password.as_bytes())
+        .map_err(|reason| anyhow::anyhow!("the key file {name} {reason}"))
+}
+
 /// Adds a signature to those that are there, unless one of them is by this key.
-async fn sign(
+pub(super) async fn sign(
     source: &dyn BlobSource,
     sink: &dyn BlobSink,
     image: &PinnedRef,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 
-use super::bound_toc::publish;
+use super::bound_toc::{BoundToc, publish};
 use super::error::{Class, FetchError, Side};
 use super::index::ztoc;
 use super::ingest::decoded_limit;
@@ -112,6 +112,11 @@ pub(super) async fn index(
         .unwrap_or_else(|_| Err(FetchError::new(Class::Unavailable, Side::Local, "indexing was interrupted")))
 }
 
+/// Whether the descriptor of `blob` binds a table of contents, so that it needs no zTOC.
+pub fn is_bound(blob: &Descriptor) -> bool {
+    BoundToc::of(blob).is_some()
+}
+
 /// Fetches `blob` and makes its zTOC, or says why it can have none. Disk for the whole blob is needed meanwhile.
 pub async fn make(
     source: &dyn BlobSource,
@@ -139,3 +144,7 @@ pub async fn make(
     });
     made.map_err(|error| error.context(named))
 }
+
+#[cfg(test)]
+#[path = "soci_tests.rs"]
+mod tests;

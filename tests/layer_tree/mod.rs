@@ -1,4 +1,5 @@
 //! A layer's tree in the words of `tests/fixtures/*/expected.json`.
+#![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ pub(crate) async fn read(layer: &Layer, file: u32, offset: u64, len: u32) -> Res
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

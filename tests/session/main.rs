@@ -7,6 +7,7 @@ mod common;
 mod commands;
 mod crash;
 mod images;
+mod indexes;
 mod jobs;
 mod network;
 mod refusals;

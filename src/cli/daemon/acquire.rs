@@ -9,10 +9,11 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use super::board::Board;
 use super::candidate::Candidate;
+use super::ztocs::Ztocs;
 use crate::fetch::addon_manifest::{self, Place, Search};
 use crate::fetch::documents::Documents;
 use crate::fetch::error::FetchError;
@@ -120,9 +121,16 @@ impl Acquisition<'_> {
             .iter()
             .map(|descriptor| Layer::known(&self.rooms.store, Arc::clone(&source), descriptor))
             .collect::<Result<_, _>>()?;
-        self.show(admitted, &documents, &source, &mut layers).await?;
+        let ztocs = Ztocs {
+            source: &source,
+            digest: documents.digest,
+            manifest: &documents.manifest,
+            trust: admit::index_trust(&self.rooms.policy, self.spec),
+            found: OnceCell::new(),
+        };
+        self.show(admitted, &documents, &ztocs, &mut layers).await?;
         self.wait_for_demand(&layers).await?;
-        self.fetch_missing(&documents, &source, &mut layers).await?;
+        self.fetch_missing(&documents, &ztocs, &mut layers).await?;
         self.board.apply(self.at, Transition::Index);
         let layers: Vec<Layer> = layers.into_iter().flatten().collect();
         self.publish(&documents, layers.clone()).await?;
@@ -187,13 +195,13 @@ impl Acquisition<'_> {
         &self,
         admitted: AdmittedImage,
         documents: &ImageDocuments,
-        source: &Arc<dyn BlobSource>,
+        ztocs: &Ztocs<'_>,
         layers: &mut [Option<Layer>],
     ) -> Result<(), Trouble> {
         let mut search = Search::default();
         for (layer, descriptor) in layers.iter_mut().zip(&documents.manifest.layers).rev() {
             if layer.is_none() {
-                *layer = Some(self.fetch_one(source, descriptor).await?);
+                *layer = Some(self.fetch_one(ztocs, descriptor).await?);
             }
             let Some(found) = layer else { continue };
             if let Some(place) = search.look(found.index())? {
@@ -213,20 +221,24 @@ impl Acquisition<'_> {
         Err(addon_manifest::missing().into())
     }
 
-    async fn fetch_one(
-        &self,
-        source: &Arc<dyn BlobSource>,
-        descriptor: &Descriptor,
-    ) -> Result<Layer, Trouble> {
+    async fn fetch_one(&self, ztocs: &Ztocs<'_>, descriptor: &Descriptor) -> Result<Layer, Trouble> {
         self.forbid_if_never(descriptor)?;
         self.board.local_done(self.at);
         let progress = Arc::new(Progress::new(descriptor.size));
         self.board.fetching(self.at, &progress);
-        Ok(Layer::open(&self.rooms.store, Arc::clone(source), descriptor, self.opening(), &progress).await?)
+        Ok(self.open(ztocs, descriptor, &progress).await?)
     }
 
-    fn opening(&self) -> Opening<'_> {
-        Opening { tag: self.spec.image.tag.as_deref(), ..Opening::default() }
+    async fn open(
+        &self,
+        ztocs: &Ztocs<'_>,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<Layer, FetchError> {
+        let store = &self.rooms.store;
+        let opening = Opening { tag: self.spec.image.tag.as_deref(), ..Opening::default() };
+        let opening = ztocs.opening(store, descriptor, opening).await;
+        Layer::open(store, Arc::clone(ztocs.source), descriptor, opening, progress).await
     }
 
     /// `pull_policy: never` takes what is in the store; `addonfs pull` is a person's word against it.
@@ -259,7 +271,7 @@ impl Acquisition<'_> {
     async fn fetch_missing(
         &self,
         documents: &ImageDocuments,
-        source: &Arc<dyn BlobSource>,
+        ztocs: &Ztocs<'_>,
         layers: &mut [Option<Layer>],
     ) -> Result<(), Trouble> {
         let missing: Vec<usize> = (0..layers.len()).rev().filter(|i| layers[*i].is_none()).collect();
@@ -275,16 +287,9 @@ impl Acquisition<'_> {
         self.board.fetching(self.at, &progress);
         let fetched: Vec<(usize, Layer)> = stream::iter(missing)
             .map(|index| {
-                let (source, progress) = (Arc::clone(source), Arc::clone(&progress));
+                let progress = Arc::clone(&progress);
                 async move {
-                    let layer = Layer::open(
-                        &self.rooms.store,
-                        source,
-                        &descriptors[index],
-                        self.opening(),
-                        &progress,
-                    )
-                    .await?;
+                    let layer = self.open(ztocs, &descriptors[index], &progress).await?;
                     Ok::<_, FetchError>((index, layer))
                 }
             })

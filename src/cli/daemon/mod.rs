@@ -20,3 +20,4 @@ mod shutdown;
 mod starts;
 mod upkeep;
 mod wiring;
+mod ztocs;

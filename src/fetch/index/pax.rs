@@ -42,10 +42,13 @@ pub(super) struct PaxSparse {
     pub map: Option<Vec<i64>>,
 }
 
+/// Names with their name space, and values.
+pub(super) type XattrList = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The extended attributes among PAX records that somebody else has parsed. Records of a sparse file are refused.
 pub(super) fn xattrs<'r>(
     records: impl Iterator<Item = (&'r [u8], &'r [u8])>,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, &'static str> {
+) -> Result<XattrList, &'static str> {
     let mut pax = Pax::default();
     for (key, value) in records {
         if key.starts_with(b"GNU.sparse.") {
