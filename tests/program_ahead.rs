@@ -69,7 +69,7 @@ async fn image(dir: &Path) -> (Image, Vec<PathBuf>) {
     let (media_type, bytes) = source.manifest(&digest).await.unwrap();
     let Ok(Document::Manifest(manifest)) = parse_document(&media_type, &bytes) else { panic!("no manifest") };
     let store = Store::open(&dir.join("store"), StoreOptions::default()).unwrap();
-    let opening = Opening { tag: None, whole_up_to: 0 };
+    let opening = Opening { whole_up_to: 0, ..Opening::default() };
     let mut layers = Vec::new();
     for descriptor in &manifest.layers {
         let progress = Progress::new(0);
