@@ -9,7 +9,7 @@ use url::Url;
 
 use super::auth::Access;
 use super::body::read_limited;
-use super::client::{Client, Request};
+use super::client::{Address, Client, Request};
 use super::status;
 use crate::fetch::document;
 use crate::fetch::error::FetchError;
@@ -27,13 +27,14 @@ pub(super) async fn get(
     artifact_type: &str,
 ) -> Result<Option<Vec<Descriptor>>, FetchError> {
     let what = format!("referrers of {subject} in {}", client.endpoint.display());
-    let mut url = client.url(&["referrers", &subject.to_string()]).await?;
-    url.query_pairs_mut().append_pair("artifactType", artifact_type);
-    let mut found = Vec::new();
+    // Filtering by the registry is optional, so it is done here.
+    let subject = subject.to_string();
+    let first = ["referrers", subject.as_str()];
+    let (mut page, mut found) = (Address::Path(&first), Vec::new());
     for _ in 0..MAX_PAGES {
         let request = Request {
             method: Method::GET,
-            url: url.clone(),
+            to: page,
             access: Access::Pull,
             headers: vec![(ACCEPT, OCI_INDEX.to_owned())],
             body: None,
@@ -49,11 +50,12 @@ pub(super) async fn get(
             _ if !answer.own || status::is_html(answer.response.headers()) => return Ok(None),
             _ => {}
         }
-        let next = answer.response.headers().get(LINK).and_then(|link| next(link.to_str().ok()?, &url));
+        let next =
+            answer.response.headers().get(LINK).and_then(|link| next(link.to_str().ok()?, &answer.url));
         let list = read_limited(answer.response, document::MAX_DOCUMENT, &what, client.stall).await?;
         found.extend(of_type(&list, artifact_type).map_err(|error| error.context(&what))?);
         match next {
-            Some(next) if found.len() < MAX_REFERRERS => url = next,
+            Some(next) if found.len() < MAX_REFERRERS => page = Address::Url(next),
             _ => break,
         }
     }
