@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::build::BuildArgs;
+use super::cache::CacheArgs;
 use super::cancel::CancelArgs;
 use super::index::IndexArgs;
 use super::jobs::JobsArgs;
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     Umount(UmountArgs),
     Status(StatusArgs),
     Pull(PullArgs),
+    Cache(CacheArgs),
     Build(Box<BuildArgs>),
     Push(PushArgs),
     Keygen(KeygenArgs),

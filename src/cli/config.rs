@@ -12,9 +12,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::fetch::registry::Registries;
-use crate::fetch::store::Verify;
+use crate::fetch::store::{StoreOptions, Verify};
 use crate::jobs::{Retention, RunLimits};
 use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
+use crate::policy::quantity::Share;
 use crate::policy::rules::Policy;
 use crate::policy::source::parse::sections;
 use crate::policy::source::spec::SourceSpec;
@@ -70,16 +71,43 @@ impl Default for Read {
 /// The section `cache`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cache {
-    /// `quota`, bytes.
-    pub quota: u64,
+    /// `quota`: how much content is kept.
+    pub quota: Share,
+    /// `keep_free`: how much of the disk is left to others.
+    pub keep_free: Share,
     /// `verify`: how often content on disk is proven.
     pub verify: Verify,
 }
 
 impl Default for Cache {
-    /// 32 GiB: layers of a few dozen large images, decoded.
+    /// A tenth of the disk, and a twentieth left free: what ext4 reserves, too.
     fn default() -> Self {
-        Self { quota: 32 << 30, verify: Verify::default() }
+        Self { quota: Share::Percent(10), keep_free: Share::Percent(5), verify: Verify::default() }
+    }
+}
+
+/// Least that a quota in percent comes to: one decoded image of usual size.
+const LEAST_QUOTA: u64 = 1 << 30;
+
+/// Most that `keep_free` in percent comes to: enough for logs and upgrades on any disk, and a large disk that is nearly
+/// full still has room for a cache.
+const MOST_KEPT_FREE: u64 = 4 << 30;
+
+impl Cache {
+    /// How a store in `dir`, which exists, is to behave.
+    pub(crate) fn store_options(&self, dir: &Path) -> anyhow::Result<StoreOptions> {
+        let stat = rustix::fs::statvfs(dir)
+            .with_context(|| format!("cannot find out the size of the disk of {}", dir.display()))?;
+        let disk = stat.f_blocks.saturating_mul(stat.f_frsize);
+        let quota_bytes = match self.quota {
+            Share::Bytes(bytes) => bytes,
+            share @ Share::Percent(_) => share.of(disk).max(LEAST_QUOTA),
+        };
+        let keep_free_bytes = match self.keep_free {
+            Share::Bytes(bytes) => bytes,
+            share @ Share::Percent(_) => share.of(disk).min(MOST_KEPT_FREE),
+        };
+        Ok(StoreOptions { quota_bytes, keep_free_bytes, verify: self.verify, ..StoreOptions::default() })
     }
 }
 
@@ -232,7 +260,11 @@ fn read(fields: &mut Fields<'_>, report: &mut Report) -> Read {
 
 fn cache(fields: &mut Fields<'_>, report: &mut Report) -> Cache {
     let mut cache = Cache::default();
-    set(fields, "quota", report, &mut cache.quota, |text| quantity::parse_memory(text).map_err(words));
+    set(fields, "quota", report, &mut cache.quota, |text| match quantity::parse_share(text) {
+        Ok(Share::Bytes(0) | Share::Percent(0)) => Err("a quota of nothing keeps nothing".to_owned()),
+        parsed => parsed.map_err(words),
+    });
+    set(fields, "keep_free", report, &mut cache.keep_free, |text| quantity::parse_share(text).map_err(words));
     set(fields, "verify", report, &mut cache.verify, |text| match text {
         "always" => Ok(Verify::Always),
         "on-change" => Ok(Verify::OnChange),
@@ -327,16 +359,35 @@ mod tests {
     #[test]
     fn every_section_is_read() {
         let text = "mount_point: /mnt/a\nstate_dir: state\ngroup: ops\nread: {deadline: 5s}\n\
-                    cache: {quota: 2Gi, verify: always}\n\
+                    cache: {quota: 2Gi, keep_free: 3%, verify: always}\n\
                     jobs: {runtime: /usr/bin/crun, max_running: 2, limits: {tmp: 1Mi, grace: 1s}, retention: {max_finished: 5}}\n";
         let config = parse(text, Dialect::Addonfs).unwrap();
         assert_eq!(config.mount_point.as_deref(), Some(Path::new("/mnt/a")));
         assert_eq!(config.state_dir.as_deref(), Some(Path::new("/etc/x/state")));
         assert_eq!(config.read.deadline, Duration::from_secs(5));
         assert_eq!(config.read.stall_timeout, Duration::from_secs(30));
-        assert_eq!((config.cache.quota, config.cache.verify), (2 << 30, Verify::Always));
+        assert_eq!((config.cache.quota, config.cache.verify), (Share::Bytes(2 << 30), Verify::Always));
+        assert_eq!(config.cache.keep_free, Share::Percent(3));
         assert_eq!((config.jobs.max_running, config.jobs.limits.tmp_bytes), (2, 1 << 20));
         assert_eq!(config.jobs.retention.max_finished, 5);
+    }
+
+    #[test]
+    fn a_quota_is_a_share_of_the_disk_that_holds_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let stat = rustix::fs::statvfs(dir.path()).unwrap();
+        let disk = stat.f_blocks * stat.f_frsize;
+        let options = |quota, keep_free| {
+            let cache = Cache { quota, keep_free, ..Cache::default() };
+            let options = cache.store_options(dir.path()).unwrap();
+            (options.quota_bytes, options.keep_free_bytes)
+        };
+        assert_eq!(options(Share::Bytes(7), Share::Bytes(9)), (7, 9));
+        let fifth = Share::Percent(20).of(disk);
+        assert_eq!(
+            options(Share::Percent(20), Share::Percent(20)),
+            (fifth.max(LEAST_QUOTA), fifth.min(MOST_KEPT_FREE))
+        );
     }
 
     #[test]
@@ -363,6 +414,8 @@ mod tests {
             ("read: {deadline: soon}", "line 1"),
             ("cache: {verify: never}", "neither always nor on-change"),
             ("prefetch: {bandwidth: 0}", "is zero"),
+            ("cache: {quota: 0}", "keeps nothing"),
+            ("cache: {quota: 120%}", "not a part of a disk"),
             ("jobs: {max_running: 0}", "not a number above 0"),
             ("jobs: {limits: {pids: 0}}", "not a number above 0"),
             ("jobs: 3", "expected a mapping"),
@@ -414,6 +467,7 @@ mod tests {
         assert_eq!(config.jobs.limits.out_bytes, default.limits.out_bytes);
         assert_eq!(config.jobs.retention.max_age, default.retention.max_age);
         assert_eq!(config.cache.quota, Cache::default().quota);
+        assert_eq!(config.cache.keep_free, Cache::default().keep_free);
         assert_eq!(config.prefetch.bandwidth, Prefetch::default().bandwidth);
         assert_eq!(config.prefetch.fill, Prefetch::default().fill);
         assert_eq!(config.read.deadline, Read::default().deadline);

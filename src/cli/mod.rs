@@ -10,6 +10,7 @@ use args::{Cli, Command, Role};
 
 mod args;
 mod build;
+mod cache;
 mod cancel;
 mod config;
 mod daemon;
@@ -62,6 +63,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(args),
         Command::Status(args) => status::run(args),
         Command::Pull(args) => pull::run(args),
+        Command::Cache(args) => cache::run(args),
         Command::Build(args) => asynchronous(build::run(*args)),
         Command::Push(args) => asynchronous(push::run(args)),
         Command::Keygen(args) => asynchronous(keygen::run(args)),

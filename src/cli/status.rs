@@ -35,6 +35,10 @@ pub(crate) fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     println!("runtime   {}", word("/runtime/how"));
     let count = |pointer: &str| raw.pointer(pointer).and_then(serde_json::Value::as_u64).unwrap_or(0);
     println!("runs      {} running, {} queued", count("/runs/running"), count("/runs/queued"));
+    println!("cache     {} of {} bytes", count("/store/bytes"), count("/store/quota_bytes"));
+    if let Some(warning) = raw.pointer("/store/warning").and_then(|v| v.as_str()) {
+        println!("warning   {warning}");
+    }
     println!();
     println!("{:<20} {:<24} {:<10} MESSAGE", "SOURCE", "MOUNT PATH", "STATE");
     for source in &status.sources {

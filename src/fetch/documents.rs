@@ -69,6 +69,25 @@ impl Documents {
         self.write(&format!("{}.sig", manifest.hex()), &json)
     }
 
+    /// The digests of all documents that have a place here, unharmed or not.
+    pub(crate) fn digests(&self) -> Vec<Digest> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Digest::from_hex(entry.file_name().to_str()?)).collect()
+    }
+
+    /// Removes a document and the signatures of it.
+    pub(crate) fn remove(&self, digest: &Digest) -> Result<(), FetchError> {
+        for name in [digest.hex(), format!("{}.sig", digest.hex())] {
+            match std::fs::remove_file(self.dir.join(&name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(FetchError::storage(&format!("cannot remove document {name}"), &error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn write(&self, name: &str, content: &[u8]) -> Result<(), FetchError> {
         let write = || -> std::io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;

@@ -53,6 +53,44 @@ pub async fn documents(
     Err(bad(&format!("{pinned} is an index of indexes more than {MAX_INDEX_DEPTH} deep")))
 }
 
+/// The platform's manifest of the image `pinned` and its digest, if that is here.
+pub(crate) fn known(
+    store: &Documents,
+    pinned: &Digest,
+    platform: &Platform,
+) -> Option<(Digest, ImageManifest)> {
+    let mut digest = *pinned;
+    for _ in 0..MAX_INDEX_DEPTH {
+        let (media_type, bytes) = store.get(&digest)?;
+        match parse_document(&media_type, &bytes).ok()? {
+            Document::Index(index) => digest = index.select(platform).ok()?.digest,
+            Document::Manifest(manifest) => return Some((digest, manifest)),
+        }
+    }
+    None
+}
+
+/// The digests of all documents that lead from `pinned` to its platform's manifest and config, as far as they are here.
+pub(crate) fn chain(store: &Documents, pinned: &Digest, platform: &Platform) -> Vec<Digest> {
+    let mut chain = vec![*pinned];
+    while let Some((media_type, bytes)) =
+        chain.last().filter(|_| chain.len() <= MAX_INDEX_DEPTH).and_then(|digest| store.get(digest))
+    {
+        match parse_document(&media_type, &bytes) {
+            Ok(Document::Index(index)) => match index.select(platform) {
+                Ok(selected) => chain.push(selected.digest),
+                Err(_) => break,
+            },
+            Ok(Document::Manifest(manifest)) => {
+                chain.push(manifest.config.digest);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    chain
+}
+
 async fn manifest(
     store: &Documents,
     source: &dyn BlobSource,

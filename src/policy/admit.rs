@@ -206,6 +206,7 @@ mod tests {
             verify_signatures: false,
             trust: None,
             insecure: false,
+            pin: false,
         }
     }
 

@@ -24,6 +24,9 @@ pub enum QuantityError {
     /// Not an amount of memory.
     #[error("{0:?} is not an amount of memory: write bytes, or a number with Ki, Mi or Gi, as in 512Mi")]
     Memory(String),
+    /// Not a part of a disk.
+    #[error("{0:?} is not a part of a disk: write whole percents from 0% to 100%")]
+    Share(String),
     /// `KB`, `MB`, `GB`: decimal or binary, nobody knows.
     #[error("{0:?} is ambiguous: units here are binary, write {1}")]
     MemoryUnit(String, String),
@@ -36,6 +39,38 @@ pub enum QuantityError {
     /// Too large to be meant.
     #[error("{0:?} is more than any machine has")]
     TooLarge(String),
+}
+
+/// A part of a disk: so many bytes, or so many hundredths of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Bytes.
+    Bytes(u64),
+    /// Hundredths, 0 to 100.
+    Percent(u8),
+}
+
+impl Share {
+    /// How many bytes of a whole of `total` bytes that is.
+    pub fn of(self, total: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => {
+                total / 100 * u64::from(percent) + total % 100 * u64::from(percent) / 100
+            }
+        }
+    }
+}
+
+/// A part of a disk: `20%`, or bytes as in [`parse_memory`]. Zero is one, too.
+pub fn parse_share(text: &str) -> Result<Share, QuantityError> {
+    let text = text.trim();
+    if text == "0" {
+        return Ok(Share::Bytes(0));
+    }
+    let Some(number) = text.strip_suffix('%') else { return parse_memory(text).map(Share::Bytes) };
+    let percent = number.trim_end().parse().ok().filter(|percent| *percent <= 100);
+    percent.map(Share::Percent).ok_or_else(|| QuantityError::Share(text.to_owned()))
 }
 
 /// Thousandths of a core.
@@ -181,6 +216,19 @@ mod tests {
         assert!(matches!(parse_memory("-1Gi"), Err(QuantityError::Negative(_))));
         assert!(matches!(parse_memory("0"), Err(QuantityError::Zero(_))));
         assert!(matches!(parse_memory(&format!("{}Gi", "9".repeat(37))), Err(QuantityError::TooLarge(_))));
+    }
+
+    #[test]
+    fn shares() {
+        for (text, bytes) in
+            [("20%", 200), ("100 %", 1000), ("0%", 0), ("0", 0), ("3", 3), ("1Ki", 1024), ("1%", 10)]
+        {
+            assert_eq!(parse_share(text).unwrap().of(1000), bytes, "{text}");
+        }
+        assert_eq!(Share::Percent(100).of(u64::MAX), u64::MAX);
+        for bad in ["101%", "2.5%", "%", "-1%", "20 percent", "1MB"] {
+            assert!(parse_share(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -279,8 +279,10 @@ impl Session {
     /// Writes addonfs.yaml: the usual policy, `more` at the top level, and these sources with their further lines.
     pub fn configure(&self, more: &str, sources: &[(&str, &str, &str)]) {
         let host = if self.registry.is_some() { self.host() } else { "oci-layout".to_owned() };
+        // How full the disk of a test is says nothing.
+        let cache = if more.contains("cache:") { "" } else { "cache: {keep_free: 0}\n" };
         let mut text = format!(
-            "policy:\n  profile: secure\n  allowed_registries: ['{host}', oci-layout]\n  \
+            "{cache}policy:\n  profile: secure\n  allowed_registries: ['{host}', oci-layout]\n  \
              trust: {{keys: [cosign.pub]}}\n{more}\nsources:\n"
         );
         for (name, image, lines) in sources {

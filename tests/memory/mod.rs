@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 /// What goes wrong.
+#[allow(dead_code, reason = "not every test that uses this file has every bad day")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
@@ -24,6 +25,8 @@ pub(crate) enum Fault {
     Slow,
     /// One bit of the stream is wrong, at this byte.
     FlipStream(usize),
+    /// This process is killed before this byte of the stream.
+    Kill(usize),
     /// The stream ends early without an error.
     CutStream,
     /// The stream goes on behind its end.
@@ -127,8 +130,16 @@ impl BlobSource for MemorySource {
             _ => {}
         }
         let blob = Bytes::from(blob).slice(usize::try_from(from).expect("in memory")..);
+        let kill = match self.fault() {
+            Fault::Kill(at) => at,
+            _ => usize::MAX,
+        };
+        let end = blob.len();
         // Uneven pieces, as a network delivers them.
-        let pieces = stream::unfold((blob, 1_usize), |(mut rest, n)| async move {
+        let pieces = stream::unfold((blob, 1_usize), move |(mut rest, n)| async move {
+            if end - rest.len() >= kill {
+                let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);
+            }
             let piece = rest.split_to(n.min(rest.len()));
             (!piece.is_empty()).then(|| (Ok(piece), (rest, n * 7 % 300_007 + 1)))
         });

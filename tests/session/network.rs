@@ -12,7 +12,7 @@ const SIZE: usize = 1 << 20;
 const APART: u64 = 4;
 
 /// An add-on whose layer has large files that do not compress.
-fn large(s: &Session, files: u64) -> String {
+pub(crate) fn large(s: &Session, files: u64) -> String {
     for number in 0..files {
         s.write(&format!("tools/large-{number}.bin"), noise(number + 1, SIZE));
     }
@@ -79,7 +79,7 @@ fn length(range: &str) -> u64 {
 fn a_small_quota_is_kept() {
     let s = Session::proxied();
     let image = large(&s, 8);
-    s.configure("cache: {quota: 4Mi}", &[("tools", &image, "")]);
+    s.configure("cache: {quota: 4Mi, keep_free: 0}", &[("tools", &image, "")]);
     s.ready();
     for _ in 0..2 {
         s.sh(

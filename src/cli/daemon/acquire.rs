@@ -56,6 +56,8 @@ pub(crate) struct Rooms {
     pub platform: Platform,
     /// How layers are filled in the background, if they are.
     pub filling: Option<Filling>,
+    /// How pinned images are.
+    pub pinned_filling: Filling,
 }
 
 /// Why a source is not ready.
@@ -257,7 +259,7 @@ impl Acquisition<'_> {
 
     /// With `pull_policy: on-run` the layers below the manifest's wait until a run or a person wants them.
     async fn wait_for_demand(&mut self, layers: &[Option<Layer>]) -> Result<(), Trouble> {
-        let lazy = matches!(self.spec.pull_policy, PullPolicy::OnRun);
+        let lazy = self.spec.pull_policy == PullPolicy::OnRun && !self.spec.pin;
         if !lazy || layers.iter().all(Option::is_some) || *self.demand.borrow() > 0 {
             return Ok(());
         }

@@ -88,7 +88,7 @@ pub(super) fn spec_yaml(spec: &SourceSpec) -> String {
     let mount_path = if spec.mount_path.is_empty() { "." } else { &spec.mount_path };
     format!(
         "name: {}\ntype: oci\nimage: {}\nmountPath: {}\ntrusted: {}\npull_policy: {}\nexpose: {}\n\
-         verify_signatures: {}\ninsecure: {}\n",
+         verify_signatures: {}\ninsecure: {}\npin: {}\n",
         text(&spec.name),
         text(&spec.image.to_string()),
         text(mount_path),
@@ -96,7 +96,8 @@ pub(super) fn spec_yaml(spec: &SourceSpec) -> String {
         word(json!(spec.pull_policy)),
         word(json!(spec.expose)),
         spec.verify_signatures,
-        spec.insecure
+        spec.insecure,
+        spec.pin
     )
 }
 

@@ -12,7 +12,8 @@ use super::board::Board;
 use super::clock;
 use super::starts::Starts;
 use crate::fetch::error::Class;
-use crate::fetch::layer::{Filling, Layer};
+use crate::fetch::layer::Layer;
+use crate::fetch::store::{By, Pin};
 use crate::jobs::{EnsureImage, ImageWanted, Progress};
 use crate::policy::source::spec::SourceSpec;
 use crate::policy::source::status::{Phase, Transition};
@@ -118,9 +119,8 @@ async fn drive(
             Acquisition { rooms: &rooms, board: &board, at, spec: &spec, demand: demand.clone() };
         let retry = match acquisition.run().await {
             Ok(layers) => {
-                if let Some(filling) = rooms.filling {
-                    fills.spawn(fill(layers, filling, spec.name.clone()));
-                }
+                pin_if_said(&rooms, &spec, &layers);
+                fills.spawn(keep_filled(Arc::clone(&rooms), layers, spec.name.clone()));
                 None
             }
             Err(Trouble::Refused(denied)) => {
@@ -156,13 +156,54 @@ async fn drive(
     }
 }
 
-/// Fills an image's layers, from the top, where its own files are. What goes wrong is tried again later: nobody waits.
-async fn fill(layers: Vec<Layer>, filling: Filling, source: String) {
+/// Pins the layers of a source that is to be pinned.
+fn pin_if_said(rooms: &Rooms, spec: &SourceSpec, layers: &[Layer]) {
+    if !spec.pin {
+        return;
+    }
+    let layers = layers.iter().map(|layer| layer.descriptor().digest).collect();
+    if let Err(error) = rooms.store.pin(Pin { image: spec.image.digest, by: By::Configuration, layers }) {
+        tracing::warn!(source = spec.name, %error, "the image is not pinned");
+    }
+    if let Some(trouble) = rooms.store.pin_trouble() {
+        tracing::warn!(source = spec.name, "{trouble}");
+    }
+}
+
+/// Fills an image's layers, again when a pin has changed.
+async fn keep_filled(rooms: Arc<Rooms>, layers: Vec<Layer>, source: String) {
+    let mut pins = rooms.store.pin_changes();
     tokio::time::sleep(FILL_AFTER).await;
+    loop {
+        pins.mark_unchanged();
+        tokio::select! {
+            () = fill(&rooms, &layers, &source) => if pins.changed().await.is_err() {
+                return;
+            },
+            changed = pins.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// Fills an image's layers, from the top, where its own files are. What goes wrong is tried again later: nobody waits.
+async fn fill(rooms: &Rooms, layers: &[Layer], source: &str) {
+    let mut all = true;
     for layer in layers.iter().rev() {
+        let pinned = rooms.store.is_pinned(&layer.descriptor().digest);
+        let filling = if pinned { Some(rooms.pinned_filling) } else { rooms.filling };
+        let Some(filling) = filling else {
+            all = false;
+            continue;
+        };
         loop {
             match layer.fill(filling).await {
                 Ok(true) => break,
+                Ok(false) if pinned => {
+                    tracing::warn!(source, "the cache is full: the pinned image stays partly there");
+                    return;
+                }
                 Ok(false) => {
                     tracing::info!(source, "the cache is nearly full: the image stays partly there");
                     return;
@@ -178,7 +219,9 @@ async fn fill(layers: Vec<Layer>, filling: Filling, source: String) {
             }
         }
     }
-    tracing::info!(source, "all of its image is here");
+    if all {
+        tracing::info!(source, "all of its image is here");
+    }
 }
 
 /// While bytes arrive, what shows them is rendered anew a few times a second.

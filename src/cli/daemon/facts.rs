@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use serde_json::{Value, json};
 
 use super::board::Board;
+use super::cache_ctl;
 use super::candidate::json_file;
 use super::clock;
 use super::drive::Sources;
@@ -13,6 +14,7 @@ use super::events::EventLog;
 use super::holder::HoldOptions;
 use super::metrics;
 use super::shutdown::{Stop, Stops};
+use crate::fetch::documents::Documents;
 use crate::fetch::store::Store;
 use crate::fs::error::FsError;
 use crate::fs::facts::{CtlTarget, Facts, ShownSource, SourceFiles};
@@ -34,6 +36,8 @@ pub(crate) struct DaemonFacts {
     pub events: Arc<EventLog>,
     /// The store.
     pub store: Arc<Store>,
+    /// Documents of images.
+    pub documents: Documents,
     /// Where a request to stop goes.
     pub stops: Stops,
     /// The holder's options.
@@ -76,8 +80,21 @@ impl DaemonFacts {
             "survival": self.survival(),
             "runtime": runtime,
             "runs": {"running": counts.running, "queued": counts.queued},
-            "store": {"bytes": self.store.used_bytes(), "quota_bytes": self.store.options().quota_bytes},
+            "store": self.store_status(),
             "sources": sources,
+        })
+    }
+
+    fn store_status(&self) -> Value {
+        let (store, (evicted_items, evicted_bytes)) = (&self.store, self.store.evicted());
+        json!({
+            "bytes": store.used_bytes(),
+            "quota_bytes": store.options().quota_bytes,
+            "keep_free_bytes": store.options().keep_free_bytes,
+            "pinned_bytes": store.pinned_bytes(),
+            "evicted_items": evicted_items,
+            "evicted_bytes": evicted_bytes,
+            "warning": store.trouble(),
         })
     }
 
@@ -116,7 +133,13 @@ impl DaemonFacts {
             ["stop"] => Stop::IfIdle,
             ["stop", "cancel"] => Stop::Cancel,
             ["stop", "wait"] => Stop::Wait,
-            _ => return Err(FsError::Invalid(unknown(words, "stop, stop cancel, stop wait"))),
+            ["cache", words @ ..] => {
+                return cache_ctl::obey(words, &self.store, &self.board, &self.documents);
+            }
+            _ => {
+                let known = format!("stop, stop cancel, stop wait, {}", cache_ctl::KNOWN);
+                return Err(FsError::Invalid(unknown(words, &known)));
+            }
         };
         // First the door, then the look: a run that is started in between would lose its root file system.
         self.jobs.close();
@@ -157,7 +180,7 @@ fn unknown(words: &[&str], known: &str) -> String {
 
 impl Facts for DaemonFacts {
     fn generation(&self) -> u64 {
-        self.board.generation() + self.jobs.generation()
+        (self.board.generation() + self.jobs.generation()).wrapping_add(self.store.generation())
     }
 
     fn shown(&self) -> Vec<Arc<ShownSource>> {

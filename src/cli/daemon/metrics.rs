@@ -1,6 +1,7 @@
 //! `.addonfs/metrics`: OpenMetrics text. The names are API.
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -28,10 +29,26 @@ pub(crate) fn render(board: &Board, jobs: &Jobs, store: &Store) -> String {
         "Most bytes of content kept on disk",
         store.options().quota_bytes,
     );
+    gauge(
+        &mut registry,
+        "store_keep_free_bytes",
+        "Bytes of the disk left to others",
+        store.options().keep_free_bytes,
+    );
+    gauge(&mut registry, "store_pinned_bytes", "Bytes that pinned images need", store.pinned_bytes());
+    let (items, bytes) = store.evicted();
+    counter(&mut registry, "store_evictions", "Items evicted since the daemon started", items);
+    counter(&mut registry, "store_evicted_bytes", "Bytes evicted since the daemon started", bytes);
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = encode(&mut text, &registry);
     text
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter: Counter = Counter::default();
+    counter.inc_by(value);
+    registry.register(name, help, counter);
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: impl TryInto<i64>) {

@@ -6,8 +6,9 @@
 
 mod acquire;
 mod board;
+mod cache_ctl;
 mod candidate;
-mod clock;
+pub(crate) mod clock;
 mod drive;
 mod events;
 mod facts;

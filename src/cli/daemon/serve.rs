@@ -26,6 +26,7 @@ use super::wiring;
 use crate::cli::config::Config;
 use crate::cli::logging;
 use crate::fetch::documents::Documents;
+use crate::fetch::store::{Items, OpenItems};
 use crate::fs::control::ControlTree;
 use crate::fs::image::{Images, Side};
 use crate::fs::kernel::backing::Backings;
@@ -160,6 +161,7 @@ impl Opened {
             EventSink::new(move |event| events.write(&event))
         };
         let store = wiring::store(&options, &config)?;
+        let documents = Documents::open(&options.dirs.cache)?;
         let board = Arc::new(Board::new(&config.sources, sink.clone()));
         let sources = Sources::new(Arc::clone(&board), config.sources.len());
         let jobs = Jobs::open(
@@ -176,6 +178,7 @@ impl Opened {
             jobs: jobs.clone(),
             events,
             store: Arc::clone(&store),
+            documents: documents.clone(),
             stops: stopper,
             profile: config.policy.profile,
             started_ms,
@@ -197,14 +200,17 @@ impl Opened {
             sources.tell(Starts::open(&facts.options.dirs.state, Arc::clone(&images))?);
         }
         let filling = wiring::filling(&store, &config);
+        let pinned_filling = wiring::pinned_filling(&store, &config);
+        upkeep::save_uses(Arc::downgrade(&store));
         let rooms = Arc::new(Rooms {
-            documents: Documents::open(&facts.options.dirs.cache)?,
+            documents,
             store,
             images: Arc::clone(&images),
             trees: wiring::trees_dir(&facts.options)?,
             registry: wiring::registry_options(&config, spawner),
             platform: Platform::host(),
             filling,
+            pinned_filling,
             policy: config.policy,
         });
         sources.start(&rooms, config.sources);
@@ -265,6 +271,12 @@ impl Opened {
         if let Ok(probe) = tempfile::tempfile_in(&self.facts.options.dirs.cache) {
             backings.probe(serving.device().as_fd(), &probe);
         }
+        let (opened, images) = (backings.clone(), Arc::downgrade(&self.images));
+        // Weakly: the images hold layers, and these the store.
+        self.facts.store.ask_what_is_open(OpenItems(Box::new(move || {
+            let Some(images) = images.upgrade() else { return Items::new() };
+            opened.open_inodes().into_iter().filter_map(|ino| images.item_of(ino)).collect()
+        })));
         upkeep::close_idle_backings(backings.clone(), serving.device().try_clone_to_owned()?);
         if side == Side::Plain {
             let _ = self.facts.reading.set(backings);

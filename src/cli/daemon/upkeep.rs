@@ -1,8 +1,10 @@
 //! What a daemon does without being asked: lets go of what nobody uses, and dies rather than serve with a thread less.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Weak;
 use std::time::Duration;
 
+use crate::fetch::store::Store;
 use crate::fs::kernel::backing::Backings;
 
 /// Between two rounds. A backing id keeps the disk space of an evicted file; making one anew costs microseconds.
@@ -17,6 +19,21 @@ pub(crate) fn close_idle_backings(backings: Backings, device: OwnedFd) {
             interval.tick().await;
             let closed = backings.close_idle(device.as_fd(), |_| false);
             tracing::debug!(closed, "backing ids of files nobody has open");
+        }
+    });
+}
+
+/// Saves now and then what the store knows only in memory, for as long as there is a store.
+pub(crate) fn save_uses(store: Weak<Store>) {
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(ROUND);
+        interval.tick().await;
+        loop {
+            interval.tick().await;
+            let Some(store) = store.upgrade() else { return };
+            // It writes, and for a moment holds what threads that serve the mount wait for.
+            let saved = tokio::task::spawn_blocking(move || store.save_uses()).await;
+            tracing::debug!(done = saved.is_ok(), "times of last use");
         }
     });
 }

@@ -11,7 +11,7 @@ use crate::cli::config::Config;
 use crate::fetch::credentials::Credentials;
 use crate::fetch::layer::Filling;
 use crate::fetch::registry::RegistryOptions;
-use crate::fetch::store::{Store, StoreOptions};
+use crate::fetch::store::Store;
 use crate::fs::control::ControlOptions;
 use crate::fs::image::Side;
 use crate::jobs::executor::Executor;
@@ -34,18 +34,22 @@ pub(crate) fn private_dirs(options: &HoldOptions) -> anyhow::Result<()> {
 
 /// The store below the cache directory.
 pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Arc<Store>> {
-    let store = StoreOptions {
-        quota_bytes: config.cache.quota,
-        verify: config.cache.verify,
-        ..StoreOptions::default()
-    };
-    Ok(Store::open(&options.dirs.cache.join("store"), store)?)
+    let store =
+        Store::open(&options.dirs.cache.join("store"), config.cache.store_options(&options.dirs.cache)?)?;
+    let pinned = config.sources.iter().filter(|source| source.pin).map(|source| source.image.digest);
+    store.keep_configured_pins(&pinned.collect::<Vec<_>>())?;
+    Ok(store)
 }
 
 /// How images are filled in the background. A fifth of the cache is left to what readers bring.
 pub(crate) fn filling(store: &Store, config: &Config) -> Option<Filling> {
     let room = store.options().quota_bytes / 5 * 4;
     config.prefetch.fill.then_some(Filling { bandwidth: Some(config.prefetch.bandwidth), room })
+}
+
+/// How pinned images are filled: whatever else is in the cache goes for them.
+pub(crate) fn pinned_filling(store: &Store, config: &Config) -> Filling {
+    Filling { bandwidth: Some(config.prefetch.bandwidth), room: store.options().quota_bytes }
 }
 
 /// Where tree files are kept.

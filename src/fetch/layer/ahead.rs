@@ -52,6 +52,13 @@ impl Ahead {
         }
     }
 
+    /// Nothing is known to be here any more, as after evictions.
+    pub(super) fn forget(&self) {
+        for word in &self.here {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn marked(&self, span: usize) -> bool {
         self.here.get(span / 64).is_none_or(|word| word.load(Ordering::Relaxed) >> (span % 64) & 1 == 1)
     }
@@ -144,11 +151,16 @@ impl Inner {
         if self.ahead.marked(number) {
             return true;
         }
-        let here = self.index.span(number).is_none_or(|span| self.in_store(number, &span));
+        let here = self.is_kept(number);
         if here {
             self.ahead.mark(number);
         }
         here
+    }
+
+    /// Whether a span's content is in the store now, whatever was seen before.
+    pub(super) fn is_kept(&self, number: usize) -> bool {
+        self.index.span(number).is_none_or(|span| self.in_store(number, &span))
     }
 
     fn in_store(&self, number: usize, span: &Span) -> bool {

@@ -30,6 +30,8 @@ impl Layer {
         if !inner.is_read_by_ranges() {
             return inner.fill_whole(filling).await;
         }
+        // What was seen here may have been evicted since.
+        inner.ahead.forget();
         let mut at = 0;
         while at < inner.index.span_count() {
             if inner.is_here(at) {
@@ -52,6 +54,9 @@ impl Layer {
             let (began, bytes) = (Instant::now(), inner.range(group.clone()).1);
             inner.bring_group(group.clone()).await?;
             store.traffic.brought(bytes, began.elapsed(), filling.bandwidth);
+            if !inner.is_kept(group.start) {
+                return Ok(false);
+            }
             at = group.end;
         }
         Ok(true)
@@ -61,6 +66,7 @@ impl Layer {
     pub fn is_complete(&self) -> bool {
         let inner = &self.0;
         if inner.is_read_by_ranges() {
+            inner.ahead.forget();
             (0..inner.index.span_count()).all(|span| inner.is_here(span))
         } else {
             inner.is_whole()

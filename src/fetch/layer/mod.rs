@@ -12,6 +12,7 @@
 //! | `flight` | fetching spans, once each |
 //! | `ahead`, `fill`, `record` | fetching what nobody asked for: neighbours, everything, what an earlier start read |
 //! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
+//! | `contents` | what of the store is one layer's |
 //! | `proven`, `learned` | digests of decoded content that the index does not know |
 //! | `assemble` | making a large file whole again |
 //!
@@ -19,6 +20,7 @@
 
 mod ahead;
 mod assemble;
+mod contents;
 mod fill;
 mod flight;
 mod headers;
@@ -28,6 +30,7 @@ mod local;
 mod proven;
 mod record;
 
+pub(crate) use contents::Contents;
 pub use fill::Filling;
 pub(in crate::fetch) use flight::Flights;
 pub use record::Recording;
@@ -48,8 +51,9 @@ use super::index::file::FileRecord;
 pub use super::ingest::Progress;
 use super::soci;
 use super::source::BlobSource;
-use super::store::{Found, LARGE_FILE, Store};
+use super::store::{Found, Kind, LARGE_FILE, Store};
 use super::verified::VerifiedBytes;
+use crate::policy::digest::Digest;
 use crate::policy::image::Descriptor;
 
 /// How a layer that was not indexed before is to be had.
@@ -275,6 +279,15 @@ impl Layer {
     /// Whether the content of file number `file` is in the store.
     pub fn has_file(&self, file: u32) -> bool {
         self.0.file(file).is_some_and(|record| self.0.file_is_here(&record))
+    }
+
+    /// What the store keeps file number `file` in, once all of it is here.
+    pub(crate) fn item(&self, file: u32) -> Option<(Kind, Digest)> {
+        let record = self.0.file(file)?;
+        match record.pack_offset {
+            Some(_) => Some((Kind::Pack, self.0.blob.digest)),
+            None => Some((Kind::File, record.digest?)),
+        }
     }
 
     /// The plain file with the content of file number `file`, for the kernel to read itself, if the file is large

@@ -1,109 +1,42 @@
-//! What is in the store: an append-only log of fixed records, replayed when the store is opened.
+//! What is in the store: an append-only log of fixed records (record.rs), replayed when the store is opened.
 //!
-//! ```text
-//! 0  "addnfsCT"  8 u32 version  12 zeros to 128
-//! then records of 128 bytes, all little-endian:
-//! 0 u8 op (1 put, 2 remove, 3 synced)  1 u8 kind  2 u8 flags (1 stamped, 2 durable)  3 zeros to 8
-//! 8 u64 size  16 u64 last use (s since 1970)  24 i64 mtime (ns)  32 i64 ctime (ns)  40 u64 inode number
-//! 48 [16] boot id  64 [32] digest  96 zeros to 120  120 [8] head of the sha256 of the 120 bytes before
-//! ```
 //! The log is a hint, never a proof: a lost or torn record makes a file be hashed again, or be found by the
 //! next sweep. So it is not fsynced (except the `synced` mark, whose truth is the disk's), and rewritten whole
-//! when the store is opened and when it is closed, which also saves the times of last use.
+//! when the store is opened, when it is closed, and when it is mostly old news. Times of last use reach it from time
+//! to time ([`Catalog::save_uses`]) and at the end.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::item::{Item, Kind, Stamp};
+use super::record::{RECORD, encode, log_of, replay};
+use super::scan::scan_all;
 use crate::fetch::error::FetchError;
 use crate::policy::digest::Digest;
 
-const MAGIC: &[u8; 8] = b"addnfsCT";
-const VERSION: u32 = 1;
-const RECORD: usize = 128;
-/// Bytes of a record that its checksum covers.
-const BODY: usize = 120;
-
-/// The kinds of items.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Kind {
-    /// A layer index, by digest of the blob.
-    Index,
-    /// A large file, by digest of its content.
-    File,
-    /// A layer's small files, by digest of the blob.
-    Pack,
-    /// A decoded span, by digest of its content.
-    Chunk,
-}
-
-impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Index, Self::File, Self::Pack, Self::Chunk];
-
-    /// The item's path below the store's directory.
-    pub(super) fn relative(self, digest: &Digest) -> PathBuf {
-        let hex = digest.hex();
-        let fan = hex.get(..2).unwrap_or_default();
-        match self {
-            Self::Index => Path::new("layers").join(&hex).join("index"),
-            Self::File => Path::new("files").join(fan).join(&hex),
-            Self::Pack => Path::new("packs").join(&hex),
-            Self::Chunk => Path::new("chunks").join(fan).join(&hex),
-        }
-    }
-
-    const fn code(self) -> u8 {
-        self as u8
-    }
-}
-
-/// What a file looked like when its content was proven.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    size: u64,
-    mtime: i64,
-    ctime: i64,
-    inode: u64,
-}
-
-impl Stamp {
-    pub(super) fn of(metadata: &Metadata) -> Self {
-        let nanos = |seconds: i64, nanos: i64| seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
-        Self {
-            size: metadata.len(),
-            mtime: nanos(metadata.mtime(), metadata.mtime_nsec()),
-            ctime: nanos(metadata.ctime(), metadata.ctime_nsec()),
-            inode: metadata.ino(),
-        }
-    }
-}
-
-/// An item of the store.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Item {
-    pub size: u64,
-    /// Seconds since 1970.
-    pub used: u64,
-    /// Of large files only.
-    pub stamp: Option<Stamp>,
-    /// Whether the content reached the disk before a `synced` mark.
-    durable: bool,
-    /// Where in the log it was put, to know whether a mark covers it.
-    position: u64,
-}
+/// The log is written anew when it has so many records more than …
+const MOST_RECORDS: usize = 1 << 14;
+/// … so many times the items: 128 bytes an item, so that it stays below a percent of the content.
+const OLD_RECORDS: usize = 4;
 
 /// The items, and the log they are kept in.
 #[derive(Debug)]
 pub(super) struct Catalog {
     root: PathBuf,
-    /// Shared with who makes a mark durable: that waits for the disk, and nobody may wait for it in turn.
-    log: Arc<File>,
+    /// Shared with who makes a mark durable: that waits for the disk, and nobody may wait for it in turn. `None`: this
+    /// is a look at a store that may be another process's, and nothing is written.
+    log: Option<Arc<File>>,
+    /// Records in the log.
+    records: usize,
+    /// Uses up to this time are in the log, microseconds since 1970.
+    saved: u64,
     items: HashMap<(Kind, Digest), Item>,
     total: u64,
+    /// Rises with every record.
     position: u64,
     boot: [u8; 16],
     swept: bool,
@@ -116,17 +49,50 @@ impl Catalog {
         let replayed = fs::read(root.join("catalog")).ok().and_then(|log| replay(&log, boot));
         let known = replayed.is_some();
         let items = replayed.unwrap_or_default();
-        let total = items.values().map(|item| item.size).sum();
-        let log = Arc::new(rewrite(root, &items, boot)?);
-        let mut catalog = Self { root: root.to_owned(), log, items, total, position: 0, boot, swept: false };
+        let log = Some(Arc::new(rewrite(root, &items, boot)?));
+        let mut catalog = Self::of(root, items, boot);
+        catalog.log = log;
         if !known {
             catalog.reconcile(scan_all(root), 0);
         }
         Ok(catalog)
     }
 
+    /// What is in the catalog of the store in `root` now, without touching it.
+    pub(super) fn look(root: &Path) -> Self {
+        let boot = boot_id();
+        let replayed = fs::read(root.join("catalog")).ok().and_then(|log| replay(&log, boot));
+        let known = replayed.is_some();
+        let mut catalog = Self::of(root, replayed.unwrap_or_default(), boot);
+        if !known {
+            catalog.reconcile(scan_all(root), 0);
+        }
+        catalog
+    }
+
+    fn of(root: &Path, items: HashMap<(Kind, Digest), Item>, boot: [u8; 16]) -> Self {
+        let total = items.values().map(|item| item.size).sum();
+        let (records, saved) = (items.len(), now());
+        Self {
+            root: root.to_owned(),
+            log: None,
+            items,
+            total,
+            position: 0,
+            boot,
+            swept: false,
+            records,
+            saved,
+        }
+    }
+
     pub(super) fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Everything, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&(Kind, Digest), &Item)> {
+        self.items.iter()
     }
 
     pub(super) fn get(&self, kind: Kind, digest: &Digest) -> Option<&Item> {
@@ -153,6 +119,7 @@ impl Catalog {
     pub(super) fn remove(&mut self, kind: Kind, digest: &Digest) {
         if let Some(item) = self.items.remove(&(kind, *digest)) {
             self.total -= item.size;
+            self.position += 1;
             self.append(&encode(2, kind, digest, &item, self.boot));
         }
     }
@@ -170,7 +137,7 @@ impl Catalog {
 
     /// All content recorded up to `position` is on disk. The mark itself is durable when the caller has synced the
     /// log that comes back, which it does without the catalog: threads that serve a mount wait for the catalog.
-    pub(super) fn synced(&mut self, position: u64) -> Arc<File> {
+    pub(super) fn synced(&mut self, position: u64) -> Option<Arc<File>> {
         let boot = self.boot;
         let mut durable = Vec::new();
         for (&(kind, digest), item) in &mut self.items {
@@ -180,15 +147,39 @@ impl Catalog {
             }
         }
         self.append(&durable);
-        Arc::clone(&self.log)
+        self.log.clone()
     }
 
-    /// All items, least recently used first.
-    pub(super) fn by_use(&self) -> Vec<(Kind, Digest, Item)> {
-        let mut items: Vec<_> =
-            self.items.iter().map(|(&(kind, digest), &item)| (kind, digest, item)).collect();
-        items.sort_by_key(|&(kind, digest, item)| (item.used, kind, digest));
-        items
+    /// Writes the times of last use that the log does not have yet, so that a kill forgets little, and the whole log
+    /// anew when most of it no longer counts.
+    pub(super) fn save_uses(&mut self) {
+        let (since, boot) = (std::mem::replace(&mut self.saved, now()), self.boot);
+        let used = self.items.iter().filter(|(_, item)| item.used > since);
+        let records: Vec<u8> =
+            used.flat_map(|((kind, digest), item)| encode(1, *kind, digest, item, boot)).collect();
+        self.append(&records);
+        if self.records > MOST_RECORDS + OLD_RECORDS * self.items.len() {
+            match rewrite(&self.root, &self.items, boot) {
+                Ok(log) => (self.log, self.records) = (Some(Arc::new(log)), self.items.len()),
+                Err(error) => tracing::warn!(%error, "the cache catalog grows"),
+            }
+        }
+    }
+
+    /// When and how large everything is that `may_go`: what choosing the oldest needs, without their names.
+    pub(super) fn uses(&self, may_go: impl Fn(&(Kind, Digest)) -> bool) -> Vec<(u64, u64)> {
+        let items = self.items.iter().filter(|(key, _)| may_go(key));
+        items.map(|(_, item)| (item.used, item.size)).collect()
+    }
+
+    /// What was last used at `until` or before and `may_go`.
+    pub(super) fn unused_since(
+        &self,
+        until: u64,
+        may_go: impl Fn(&(Kind, Digest)) -> bool,
+    ) -> Vec<(u64, Kind, Digest)> {
+        let items = self.items.iter().filter(|(key, item)| item.used <= until && may_go(key));
+        items.map(|(&(kind, digest), item)| (item.used, kind, digest)).collect()
     }
 
     /// Whether the catalog was never compared with what lies on disk: who is told so does it, with [`scan_all`] and
@@ -216,7 +207,9 @@ impl Catalog {
 
     /// The log is a hint: if it cannot be written (a full disk), the next opening finds less in it.
     fn append(&mut self, records: &[u8]) {
-        if let Err(error) = (&*self.log).write_all(records) {
+        let Some(log) = &self.log else { return };
+        self.records += records.len() / RECORD;
+        if let Err(error) = (&**log).write_all(records) {
             tracing::warn!(%error, "cannot write the cache catalog");
         }
     }
@@ -224,107 +217,23 @@ impl Catalog {
 
 impl Drop for Catalog {
     fn drop(&mut self) {
-        if let Err(error) = rewrite(&self.root, &self.items, self.boot) {
+        if self.log.is_some()
+            && let Err(error) = rewrite(&self.root, &self.items, self.boot)
+        {
             tracing::warn!(%error, "cannot save the cache catalog");
         }
     }
 }
 
-/// Every item that lies on disk, with its size. Reads the whole directory: never while holding the catalog.
-pub(super) fn scan_all(root: &Path) -> HashMap<(Kind, Digest), u64> {
-    let of_kind = |kind| scan(root, kind).into_iter().map(move |(digest, size)| ((kind, digest), size));
-    Kind::ALL.into_iter().flat_map(of_kind).collect()
-}
-
-/// Every item of a kind that lies on disk, with its size.
-fn scan(root: &Path, kind: Kind) -> Vec<(Digest, u64)> {
-    let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let paths: Vec<PathBuf> = match kind {
-        Kind::Index => list(&root.join("layers")).collect(),
-        Kind::Pack => list(&root.join("packs")).collect(),
-        Kind::File => list(&root.join("files")).flat_map(|fan| list(&fan).collect::<Vec<_>>()).collect(),
-        Kind::Chunk => list(&root.join("chunks")).flat_map(|fan| list(&fan).collect::<Vec<_>>()).collect(),
-    };
-    let item = |path: PathBuf| {
-        let digest = Digest::from_hex(path.file_name()?.to_str()?)?;
-        let metadata = fs::symlink_metadata(root.join(kind.relative(&digest))).ok()?;
-        // A pack can be sparse (a block of stat(2) has 512 bytes).
-        let size = if kind == Kind::Pack { metadata.blocks() * 512 } else { metadata.len() };
-        Some((digest, size.min(metadata.len())))
-    };
-    paths.into_iter().filter_map(item).collect()
-}
-
 /// Writes all items as a fresh log and returns it, open for appending.
 fn rewrite(root: &Path, items: &HashMap<(Kind, Digest), Item>, boot: [u8; 16]) -> Result<File, FetchError> {
-    let mut bytes = Vec::with_capacity((items.len() + 1) * RECORD);
-    bytes.extend(MAGIC);
-    bytes.extend(VERSION.to_le_bytes());
-    bytes.resize(RECORD, 0);
-    for (&(kind, digest), item) in items {
-        bytes.extend(encode(1, kind, &digest, item, boot));
-    }
     let (path, tmp) = (root.join("catalog"), root.join("tmp").join("catalog"));
     let write = || {
-        fs::write(&tmp, &bytes)?;
+        fs::write(&tmp, log_of(items, boot))?;
         fs::rename(&tmp, &path)?;
         OpenOptions::new().append(true).open(&path)
     };
     write().map_err(|error| FetchError::storage(&format!("cannot write {}", path.display()), &error))
-}
-
-fn encode(op: u8, kind: Kind, digest: &Digest, item: &Item, boot: [u8; 16]) -> Vec<u8> {
-    let stamp = item.stamp.unwrap_or(Stamp { size: 0, mtime: 0, ctime: 0, inode: 0 });
-    let mut record = Vec::with_capacity(RECORD);
-    let flags = u8::from(item.stamp.is_some()) | u8::from(item.durable) << 1;
-    record.extend([op, kind.code(), flags, 0, 0, 0, 0, 0]);
-    record.extend([item.size, item.used].map(u64::to_le_bytes).concat());
-    record.extend([stamp.mtime, stamp.ctime].map(i64::to_le_bytes).concat());
-    record.extend(stamp.inode.to_le_bytes());
-    record.extend(boot);
-    record.extend(digest.as_bytes());
-    record.resize(BODY, 0);
-    let sum = Digest::of(&record);
-    record.extend(sum.as_bytes().iter().take(RECORD - BODY));
-    record
-}
-
-/// The items that a log leaves; `None` if it is no log. Damaged records are left out.
-fn replay(log: &[u8], boot: [u8; 16]) -> Option<HashMap<(Kind, Digest), Item>> {
-    let (records, _) = log.as_chunks::<RECORD>();
-    let (head, records) = records.split_first()?;
-    if !head.starts_with(MAGIC) || head.get(8..12)? != VERSION.to_le_bytes() {
-        return None;
-    }
-    let mut items = HashMap::new();
-    for record in records {
-        let (body, sum) = record.split_at(BODY);
-        if !Digest::of(body).as_bytes().starts_with(sum) {
-            continue;
-        }
-        let number = |at: usize| {
-            body.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_le_bytes(*bytes))
-        };
-        let Some(kind) = Kind::ALL.get(usize::from(record[1])).copied() else { continue };
-        let Some(digest) = body.get(64..96).and_then(<[u8]>::first_chunk) else { continue };
-        let key = (kind, Digest::from_bytes(*digest));
-        if record[0] == 2 {
-            items.remove(&key);
-            continue;
-        }
-        let durable = record[2] & 2 != 0;
-        let stamp = Stamp {
-            size: number(8),
-            mtime: number(24).cast_signed(),
-            ctime: number(32).cast_signed(),
-            inode: number(40),
-        };
-        // After a reboot only what had reached the disk is known to be what was written.
-        let holds = record[2] & 1 != 0 && (durable || body.get(48..64) == Some(&boot[..]));
-        let stamp = holds.then_some(stamp);
-        items.insert(key, Item { size: number(8), used: number(16), stamp, durable, position: 0 });
-    }
-    Some(items)
 }
 
 /// Which boot of the machine this is; zeros (equal to nothing that was durable) where /proc is missing.
@@ -334,7 +243,8 @@ fn boot_id() -> [u8; 16] {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -376,7 +286,7 @@ mod tests {
         catalog.put(Kind::File, &early, 5, Some(stamp));
         let position = catalog.position();
         catalog.put(Kind::File, &late, 5, Some(stamp));
-        catalog.synced(position).sync_data().unwrap();
+        catalog.synced(position).unwrap().sync_data().unwrap();
         drop(catalog);
         let log = fs::read(dir.path().join("catalog")).unwrap();
         let items = replay(&log, [0; 16]).unwrap();

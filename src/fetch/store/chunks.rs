@@ -41,10 +41,9 @@ impl Store {
     /// Keeps a span that was checked against `digest`.
     pub(crate) fn put_chunk(&self, digest: &Digest, bytes: &Bytes) -> Result<(), FetchError> {
         self.recent().put(digest, bytes);
-        if self.has_chunk(digest) || bytes.len() as u64 > self.options.quota_bytes {
+        if self.has_chunk(digest) || !self.make_room(bytes.len() as u64, 0) {
             return Ok(());
         }
-        self.make_room(bytes.len() as u64);
         let mut file = self.temporary()?;
         file.write_all(bytes).map_err(|error| FetchError::storage("cannot write a chunk", &error))?;
         self.adopt(Kind::Chunk, digest, file.path())?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::catalog::Stamp;
+use super::item::Stamp;
 use super::{Kind, Store, Verify};
 use crate::fetch::error::FetchError;
 use crate::policy::digest::{Digest, Hasher};
@@ -83,10 +83,9 @@ impl Store {
     /// Keeps a large file that was checked against `digest`, whole.
     pub(crate) fn put_file(&self, digest: &Digest, bytes: &Bytes) -> Result<(), FetchError> {
         self.recent().put(digest, bytes);
-        if self.unchanged(digest) || bytes.len() as u64 > self.options.quota_bytes {
+        if self.unchanged(digest) || !self.make_room(bytes.len() as u64, 0) {
             return Ok(());
         }
-        self.make_room(bytes.len() as u64);
         let mut file = self.temporary()?;
         file.write_all(bytes).map_err(|error| FetchError::storage("cannot write to the cache", &error))?;
         self.adopt(Kind::File, digest, file.path())
@@ -143,7 +142,7 @@ impl Store {
     }
 }
 
-fn hash(mut file: &File) -> Option<Digest> {
+pub(super) fn hash(mut file: &File) -> Option<Digest> {
     let (mut hasher, mut buffer) = (Hasher::new(), vec![0; 256 << 10]);
     loop {
         match file.read(&mut buffer).ok()? {

@@ -3,12 +3,13 @@
 //! ```text
 //! <dir>/version             "addonfs cache 1"; another version is refused
 //! <dir>/lock                flock'd while a process uses the store
-//! <dir>/catalog             what is here, how large, when it was last used (catalog.rs)
+//! <dir>/catalog             what is here, how large, when it was last used (catalog.rs, record.rs)
 //! <dir>/layers/<hex>/index  layer indexes, by digest of the blob (../index/file.rs)
 //! <dir>/layers/<hex>/learned  digests that an index leaves to be learned (../layer/learned.rs)
 //! <dir>/files/<2>/<hex>     large files whole, by digest of their content; shared between layers and images
 //! <dir>/packs/<hex>         the small files of a layer, one after the other, by digest of the blob
 //! <dir>/chunks/<2>/<hex>    decoded spans that were fetched again, by digest of their content
+//! <dir>/pins                images whose content stays (pins.rs)
 //! <dir>/tmp/                what is being written; emptied when the store is opened
 //! ```
 //! In: content whose digest was computed while it was written. Out: the same bytes, proven again: a packed file
@@ -24,11 +25,17 @@
 //! Must not know of registries, of layers' formats, nor of FUSE.
 
 mod catalog;
+mod check;
 mod chunks;
-mod evict;
 mod files;
+mod item;
 mod pack;
+mod pins;
+mod place;
 mod recent;
+mod record;
+mod room;
+mod scan;
 mod stage;
 
 use std::collections::HashMap;
@@ -36,14 +43,19 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use catalog::Catalog;
-pub(crate) use catalog::Kind;
+pub(crate) use check::{Listed, Soundness};
 pub(crate) use files::{Found, Whole};
+pub(crate) use item::Kind;
+use pins::Pins;
+pub(crate) use pins::{By, Pin};
 use recent::Recent;
+use room::{Evicted, Futile};
+pub(crate) use room::{Items, OpenItems};
 pub(crate) use stage::Stage;
 
 use super::error::{Class, FetchError, Side};
@@ -74,6 +86,8 @@ pub enum Verify {
 pub struct StoreOptions {
     /// Most bytes of content to keep on disk; what was used least recently goes first.
     pub quota_bytes: u64,
+    /// Bytes of the disk to leave free: below that content is evicted, and no more is kept. 0 asks the disk nothing.
+    pub keep_free_bytes: u64,
     /// How often content on disk is proven.
     pub verify: Verify,
     /// Most bytes a layer may decode to. `None`: 128 times the blob, at least 4 GiB and at most 1 TiB. Real
@@ -82,9 +96,9 @@ pub struct StoreOptions {
 }
 
 impl Default for StoreOptions {
-    /// 20 GiB.
+    /// 20 GiB, whatever else is on the disk.
     fn default() -> Self {
-        Self { quota_bytes: 20 << 30, verify: Verify::default(), max_decoded: None }
+        Self { quota_bytes: 20 << 30, keep_free_bytes: 0, verify: Verify::default(), max_decoded: None }
     }
 }
 
@@ -127,8 +141,14 @@ pub struct Store {
     pub(in crate::fetch) flights: Flights,
     /// Who is waiting for the network.
     pub(in crate::fetch) traffic: Traffic,
-    /// Held for the life of the store.
-    _lock: Flock<File>,
+    pins: Pins,
+    /// Who can tell what is open.
+    open: OnceLock<OpenItems>,
+    /// Held by who evicts.
+    evicting: Mutex<Option<Futile>>,
+    evicted: Evicted,
+    /// Held for the life of the store. `None`: this is only a look at it.
+    lock: Option<Flock<File>>,
 }
 
 /// Descriptors kept open for reading. Well below the usual soft limit of 1024, of which the kernel connections
@@ -153,10 +173,25 @@ impl Store {
         for part in ["tmp", "layers", "files", "packs", "chunks"] {
             fs::create_dir_all(dir.join(part)).map_err(fail)?;
         }
-        Ok(Arc::new(Self {
+        Ok(Arc::new(Self::of(dir, options, Catalog::open(dir)?, Some(lock))))
+    }
+
+    /// A look at the store in `dir` as it is now, also while another process uses it. Nothing is changed through it, and
+    /// what happens to the store afterwards is not seen in it.
+    pub(crate) fn look(dir: &Path) -> Result<Arc<Self>, FetchError> {
+        if !dir.join("version").exists() {
+            let what = format!("there is no addonfs cache in {}", dir.display());
+            return Err(FetchError::new(Class::NotFound, Side::Local, what));
+        }
+        check_version(dir)?;
+        Ok(Arc::new(Self::of(dir, StoreOptions::default(), Catalog::look(dir), None)))
+    }
+
+    fn of(dir: &Path, options: StoreOptions, catalog: Catalog, lock: Option<Flock<File>>) -> Self {
+        Self {
             root: dir.to_owned(),
             options,
-            catalog: Mutex::new(Catalog::open(dir)?),
+            catalog: Mutex::new(catalog),
             recent: Mutex::new(Recent::new()),
             whole: quick_cache::sync::Cache::new(OPEN_FILES),
             packs: quick_cache::sync::Cache::new(OPEN_PACKS),
@@ -164,13 +199,26 @@ impl Store {
             ingests: Turns::default(),
             flights: Flights::default(),
             traffic: Traffic::default(),
-            _lock: lock,
-        }))
+            pins: Pins::read(dir),
+            open: OnceLock::new(),
+            evicting: Mutex::default(),
+            evicted: Evicted::default(),
+            lock,
+        }
+    }
+
+    fn is_a_look(&self) -> bool {
+        self.lock.is_none()
     }
 
     /// Bytes of content that the store holds now.
     pub fn used_bytes(&self) -> u64 {
         self.catalog().total()
+    }
+
+    /// Another number whenever something entered or left, or a pin changed.
+    pub(crate) fn generation(&self) -> u64 {
+        self.catalog().position().wrapping_add(self.pin_generation())
     }
 
     /// The options it was opened with.
@@ -216,6 +264,12 @@ impl Store {
         self.touch(Kind::Pack, layer);
     }
 
+    /// Writes down when everything was last used, so that a kill does not change what is evicted first. Cheap enough for
+    /// every minute.
+    pub(crate) fn save_uses(&self) {
+        self.catalog().save_uses();
+    }
+
     /// Removes a layer's index.
     pub(crate) fn discard_index(&self, layer: &Digest) {
         self.discard(Kind::Index, layer);
@@ -246,7 +300,9 @@ impl Store {
         let root = File::open(&strong.root).map_err(fail)?;
         drop(strong);
         nix::unistd::syncfs(&root).map_err(|error| fail(error.into()))?;
-        let Some(log) = store.upgrade().map(|store| store.catalog().synced(position)) else { return Ok(()) };
+        let Some(log) = store.upgrade().and_then(|store| store.catalog().synced(position)) else {
+            return Ok(());
+        };
         log.sync_data().map_err(fail)
     }
 }

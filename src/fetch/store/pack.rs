@@ -45,7 +45,9 @@ impl Store {
         bytes: &Bytes,
     ) -> Result<(), FetchError> {
         let fail = |error: std::io::Error| FetchError::storage("cannot write to a pack", &error);
-        self.make_room(bytes.len() as u64);
+        if !self.make_room(bytes.len() as u64, 0) {
+            return Ok(());
+        }
         let pack = match self.pack(layer) {
             Some(pack) => pack,
             None => self.begin_pack(layer, pack_size).map_err(fail)?,

@@ -25,7 +25,7 @@ pub(crate) struct Stage {
     staged: u64,
     /// Up to where room was made.
     room: u64,
-    /// False when the layer turned out larger than the quota: it is then only indexed, and read by ranges.
+    /// False when the cache turned out to have no room for the layer: it is then only indexed, and read by ranges.
     keeping: bool,
 }
 
@@ -149,7 +149,7 @@ impl Stage {
         }
         self.store.adopt(Kind::Index, layer, index)?;
         // The index has no room made for it: a percent, and only known now.
-        self.store.make_room(0);
+        self.store.make_room(0, 0);
         Ok(())
     }
 
@@ -177,21 +177,24 @@ impl Stage {
         Ok(())
     }
 
-    /// Counts bytes to be written, and stops keeping content when the layer alone fills the quota.
+    /// Counts bytes to be written, and stops keeping content when there is no room for the layer.
     fn account(&mut self, bytes: u64) {
+        let written = self.staged;
         self.staged += bytes;
         if !self.keeping || self.staged <= self.room {
             return;
         }
-        if self.staged > self.store.options().quota_bytes {
-            tracing::warn!("a layer is larger than the cache quota: its content is not kept, only its index");
+        let quota = self.store.options().quota_bytes;
+        let ahead = (self.staged + ROOM.min(quota / 16)).min(quota).max(self.staged);
+        self.room = match self.store.make_room(ahead, written) {
+            true => ahead,
+            false => self.staged,
+        };
+        if self.room < ahead && !self.store.make_room(self.staged, written) {
+            tracing::warn!("the cache has no room for a layer: its content is not kept, only its index");
             self.keeping = false;
             self.clear();
-            return;
         }
-        let quota = self.store.options().quota_bytes;
-        self.room = (self.staged + ROOM.min(quota / 16)).min(quota);
-        self.store.make_room(self.room);
     }
 
     /// Gives the space of everything staged back.

@@ -33,6 +33,7 @@ use nix::libc;
 use super::file::{Node, NodeBody};
 use super::tree::{self, ImageTree};
 use crate::fetch::layer::{Layer, Read};
+use crate::fetch::store::Kind;
 use crate::fetch::verified::VerifiedBytes;
 use crate::fs::error::FsError;
 use crate::jobs::ROOT_IMAGE_SUFFIX;
@@ -450,6 +451,17 @@ impl Images {
                 NodeBody::Dir { .. } => Err(FsError::IsDirectory),
                 _ => Err(FsError::Invalid("not a file".to_owned())),
             },
+        }
+    }
+
+    /// What the store keeps the content of an inode in, if it is a file of a layer.
+    pub(crate) fn item_of(&self, ino: u64) -> Option<(Kind, Digest)> {
+        match self.place(ino).ok()? {
+            Place::Node(shown, _, node) => match node.body {
+                NodeBody::File { layer, file, .. } => layer_of(&shown, layer).ok()?.item(file),
+                _ => None,
+            },
+            _ => None,
         }
     }
 

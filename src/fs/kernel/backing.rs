@@ -196,6 +196,11 @@ impl Backings {
         state.shorten();
     }
 
+    /// The inodes that somebody has open, or may have since an earlier daemon.
+    pub fn open_inodes(&self) -> Vec<u64> {
+        self.state().inodes.iter().filter(|(_, inode)| !inode.idle()).map(|(ino, _)| *ino).collect()
+    }
+
     /// Closes the ids of inodes that nobody has open and `keep` does not name, so that the disk space of files that
     /// were evicted is free. Returns how many.
     pub fn close_idle(&self, device: BorrowedFd<'_>, keep: impl Fn(u64) -> bool) -> usize {

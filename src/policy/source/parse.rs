@@ -251,6 +251,7 @@ fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceS
     let expose = word(&mut fields, "expose", Expose::from_name, "none, read or readwrite", report);
     let verify_signatures = flag(&mut fields, "verify_signatures", false, report);
     let insecure = flag(&mut fields, "insecure", false, report);
+    let pin = flag(&mut fields, "pin", false, report);
     let trust = fields.take("trust").and_then(|f| trust(&f, base, report));
     fields.finish(report);
     let spec = SourceSpec {
@@ -263,6 +264,7 @@ fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceS
         verify_signatures,
         trust: None,
         insecure,
+        pin,
     };
     Some((spec, trust))
 }

@@ -80,6 +80,8 @@ pub struct SourceSpec {
     pub trust: Option<Trust>,
     /// Allow plain http (and unverified TLS) to this registry. Loopback registries need it not.
     pub insecure: bool,
+    /// Keep all of its content in the cache, and fetch it without being asked.
+    pub pin: bool,
 }
 
 /// The keys of `spec.yaml`, in the order they are shown.
@@ -96,6 +98,7 @@ struct Shown<'a> {
     expose: Expose,
     verify_signatures: bool,
     insecure: bool,
+    pin: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     trust: Option<ShownTrust<'a>>,
 }
@@ -130,6 +133,7 @@ impl SourceSpec {
             expose: self.expose,
             verify_signatures: self.verify_signatures,
             insecure: self.insecure,
+            pin: self.pin,
             trust,
         };
         // Strings, booleans and lists of strings always serialize.

@@ -453,6 +453,7 @@ mod tests {
             verify_signatures: false,
             trust: None,
             insecure: false,
+            pin: false,
         };
         SourceStatus::new(&spec, 1, 0)
     }

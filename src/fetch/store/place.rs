@@ -1,44 +1,19 @@
-//! Making room: what was used least recently goes first.
+//! Where items come to lie, and how they go.
 
 use std::fs;
 use std::path::Path;
 
-use super::catalog::{Stamp, scan_all};
+use super::item::Stamp;
 use super::{Kind, Store};
 use crate::fetch::error::FetchError;
 use crate::policy::digest::Digest;
 
 impl Store {
-    /// Evicts until `incoming` more bytes fit into the quota, and a tenth of it more, so that not every chunk
-    /// evicts another one. Layer indexes stay: they are a percent of the content, and without one its layer
-    /// would have to be fetched whole. Readers that have an evicted file open keep it.
-    pub(crate) fn make_room(&self, incoming: u64) {
-        let quota = self.options.quota_bytes;
-        let mut catalog = self.catalog();
-        if catalog.total().saturating_add(incoming) <= quota {
-            return;
-        }
-        let sweep = catalog.begin_sweep();
-        drop(catalog);
-        if let Some(since) = sweep {
-            // Seconds for a large cache on a slow disk, so not with the catalog in hand.
-            let found = scan_all(&self.root);
-            self.catalog().reconcile(found, since);
-        }
-        let goal = (quota - quota / 10).saturating_sub(incoming);
-        let candidates = self.catalog().by_use();
-        for (kind, digest, _) in candidates {
-            if self.used_bytes() <= goal {
-                break;
-            }
-            if kind != Kind::Index {
-                self.discard(kind, &digest);
-            }
-        }
-    }
-
     /// Removes an item.
     pub(crate) fn discard(&self, kind: Kind, digest: &Digest) {
+        if self.is_a_look() {
+            return;
+        }
         let path = self.path(kind, digest);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
