@@ -32,7 +32,7 @@ class Bench:
 
     def rounds(self, full):
         """How many rounds to take."""
-        return max(2, full // 4) if self.quick else full
+        return max(min(2, full), full // 4) if self.quick else full
 
     def unpacked(self, image):
         """The image as umoci unpacked it on ext4."""

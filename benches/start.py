@@ -92,7 +92,7 @@ def start(bench):
     works = [(work.name, f"{work.name}: {work.words}") for work in WORKS]
     names = [system.name for system in lazy + whole]
     plot(bench.document.with_suffix(".svg"), works, list(LINKS), names, taken)
-    return _rows(taken), [_table(bench, taken, link) for link in LINKS]
+    return _rows(bench, taken), [_table(bench, taken, link) for link in LINKS]
 
 
 def _before(kept, only):
@@ -134,11 +134,13 @@ def _take(bench, taken, link, slow, work, system):
     print(f"{work.name}, {link}: {system.name} {first:.3f} s, {size / 1e6:.2f} MB, {requests} requests", flush=True)
 
 
-def _rows(taken):
+def _rows(bench, taken):
     rows = []
     for work in WORKS:
         for (link, system), target in work.targets.items():
             runs = taken.get((link, work.name, system))
+            if not runs and bench.only:
+                continue
             if not runs:
                 rows.append(Row(f"first output of {work.name}, {link}: {system}", "none", "–", "–",
                                 f"at most {target:g} s", False, 0))  # fmt: skip

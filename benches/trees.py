@@ -40,7 +40,7 @@ def forms(bench):
     local, remote = all_forms(bench)
     taken = []
     try:
-        for number in range(bench.rounds(5)):
+        for number in range(bench.rounds(3)):
             for operation in OPERATIONS:
                 for form in local[number % len(local):] + local[: number % len(local)]:
                     taken += _measure(bench, form, operation, number)
