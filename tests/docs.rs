@@ -131,3 +131,20 @@ fn the_status_of_a_source() {
         assert!(conditions.told.contains(&kind), "condition {kind} is not told of");
     }
 }
+
+#[test]
+fn what_is_said_of_registries_is_tested() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let tests: String = files
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("registry_")))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let rows: Vec<&str> =
+        include_str!("../docs/registries.md").lines().filter(|line| line.ends_with("` |")).collect();
+    assert!(rows.len() > 10);
+    for row in rows {
+        let name = row.rsplit('`').nth(1).unwrap();
+        assert!(tests.contains(&format!("async fn {name}()")), "there is no test {name}");
+    }
+}
