@@ -59,20 +59,25 @@ async def pump(reader, writer, way, delay, begin, seen):
     queue, room = asyncio.Queue(), asyncio.Semaphore(WINDOW // CHUNK)
 
     async def deliver():
-        while True:
-            due, data = await queue.get()
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            if data is None:
-                writer.write_eof()
-                return
-            writer.write(data)
-            await writer.drain()
-            room.release()
+        try:
+            while True:
+                due, data = await queue.get()
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                if data is None:
+                    writer.write_eof()
+                    return
+                writer.write(data)
+                await writer.drain()
+                room.release()
+        finally:
+            room.release()  # who waits for room learns that nobody takes it
 
     delivery = asyncio.create_task(deliver())
     try:
         while not delivery.done():
             await room.acquire()
+            if delivery.done():
+                break
             data = await reader.read(CHUNK)
             now = max(loop.time(), begin)
             if not data:
