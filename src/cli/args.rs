@@ -13,6 +13,7 @@ use super::keygen::KeygenArgs;
 use super::logs::LogsArgs;
 use super::mount::MountArgs;
 use super::plan::PlanArgs;
+use super::profile::ProfileArgs;
 use super::pull::PullArgs;
 use super::push::PushArgs;
 use super::run::RunArgs;
@@ -48,6 +49,7 @@ pub(crate) enum Command {
     Keygen(KeygenArgs),
     Sign(SignArgs),
     Index(IndexArgs),
+    Profile(ProfileArgs),
     Run(RunArgs),
     Plan(PlanArgs),
     Jobs(JobsArgs),

@@ -12,7 +12,7 @@ use crate::fetch::sink::{self, BlobContent, BlobSink};
 use crate::fetch::soci;
 use crate::fetch::source::BlobSource;
 use crate::policy::digest::Digest;
-use crate::policy::image::{Descriptor, Document, ImageManifest, Platform, parse_document};
+use crate::policy::image::Descriptor;
 use crate::policy::quantity::parse_memory;
 use crate::policy::reference::{ImageRef, PinnedRef};
 use crate::policy::soci as format;
@@ -57,9 +57,6 @@ pub(crate) struct IndexArgs {
 /// Smallest and largest spans: a window of 32 KiB for each, and what readers decode in memory.
 const SPANS: std::ops::RangeInclusive<u64> = 64 << 10..=32 << 20;
 
-/// An index may hold indexes; three levels are more than anybody builds.
-const MAX_INDEX_DEPTH: usize = 3;
-
 fn size(text: &str) -> Result<u64, String> {
     parse_memory(text).map_err(|error| error.to_string())
 }
@@ -72,7 +69,7 @@ pub(crate) async fn run(args: IndexArgs) -> anyhow::Result<ExitCode> {
     // A mirror that is behind would lose referrers and signatures: they are read where they are written.
     let options = registry_access::options(args.insecure, args.config.as_deref())?.without_mirrors();
     let (source, pinned) = registry_access::open_image(&image, &options).await?;
-    let (subject, manifest) = platform_manifest(source.as_ref(), &pinned).await?;
+    let (subject, manifest) = registry_access::platform_manifest(source.as_ref(), &pinned).await?;
     let sink = sink::open(&image.location, &options)?;
 
     let mut ztocs = Vec::new();
@@ -121,28 +118,6 @@ async fn ztoc(
         return Ok(Err("read by the table of contents that it brings"));
     }
     Ok(soci::make(source, layer, args.span_size).await?)
-}
-
-/// The manifest of the image `digest` for this platform, and its descriptor.
-async fn platform_manifest(
-    source: &dyn BlobSource,
-    digest: &Digest,
-) -> anyhow::Result<(Descriptor, ImageManifest)> {
-    let mut digest = *digest;
-    for _ in 0..MAX_INDEX_DEPTH {
-        let (media_type, bytes) = source.manifest(&digest).await?;
-        match parse_document(&media_type, &bytes)? {
-            Document::Index(index) => {
-                digest = index.select(&Platform::host())?.digest;
-            }
-            Document::Manifest(manifest) => {
-                let size = bytes.len() as u64;
-                let subject = Descriptor { media_type, digest, size, annotations: Vec::new() };
-                return Ok((subject, manifest));
-            }
-        }
-    }
-    anyhow::bail!("indexes within indexes, more than {MAX_INDEX_DEPTH} deep")
 }
 
 /// Writes the index manifest beside the image.

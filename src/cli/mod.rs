@@ -27,6 +27,7 @@ mod mount;
 mod mounted;
 mod password;
 mod plan;
+mod profile;
 mod progress;
 mod pull;
 mod push;
@@ -69,6 +70,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Keygen(args) => asynchronous(keygen::run(args)),
         Command::Sign(args) => asynchronous(sign::run(args)),
         Command::Index(args) => asynchronous(index::run(args)),
+        Command::Profile(args) => asynchronous(profile::run(args)),
         Command::Run(args) => run::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Jobs(args) => jobs::run(args),

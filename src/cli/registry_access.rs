@@ -16,6 +16,7 @@ use crate::fetch::push::resolve_tag;
 use crate::fetch::registry::{Registries, RegistryOptions};
 use crate::fetch::source::{self, BlobSource};
 use crate::policy::digest::Digest;
+use crate::policy::image::{Descriptor, Document, ImageManifest, Platform, parse_document};
 use crate::policy::reference::{ImageRef, Location};
 
 /// Options for registries that a command line names. `config` is the configuration whose `registries` hold; without
@@ -45,6 +46,31 @@ pub(crate) async fn open_image(
         (None, None, Location::Registry { .. }) => resolve_tag(source.as_ref(), "latest").await?,
     };
     Ok((source, digest))
+}
+
+/// An index may hold indexes; three levels are more than anybody builds.
+const MAX_INDEX_DEPTH: usize = 3;
+
+/// The manifest of the image `digest` for this platform, and its descriptor.
+pub(crate) async fn platform_manifest(
+    source: &dyn BlobSource,
+    digest: &Digest,
+) -> anyhow::Result<(Descriptor, ImageManifest)> {
+    let mut digest = *digest;
+    for _ in 0..MAX_INDEX_DEPTH {
+        let (media_type, bytes) = source.manifest(&digest).await?;
+        match parse_document(&media_type, &bytes)? {
+            Document::Index(index) => {
+                digest = index.select(&Platform::host())?.digest;
+            }
+            Document::Manifest(manifest) => {
+                let size = bytes.len() as u64;
+                let subject = Descriptor { media_type, digest, size, annotations: Vec::new() };
+                return Ok((subject, manifest));
+            }
+        }
+    }
+    anyhow::bail!("indexes within indexes, more than {MAX_INDEX_DEPTH} deep")
 }
 
 /// `docker-credential-NAME get`, the server on its standard input (docker's credential helper protocol).

@@ -6,15 +6,24 @@
 //! `image` is the digest of the platform's manifest, a job is an entrypoint's id, a range is bytes of the layer's blob
 //! (first, and one past the last), in the order in which the job first wanted them. Everything that a profile brings is
 //! proven like everything else: the worst that a wrong one can do is to fetch what nobody needs.
+//!
+//! Beside the image in its registry a profile is an artifact that refers to the manifest (distribution-spec, "Listing
+//! Referrers"), of type [`ARTIFACT`], with the JSON as its only layer. It is used if its own digests hold and it says that it
+//! is of this manifest.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::error::{Class, FetchError, Side};
 use super::layer::Layer;
+use super::referrers;
+use super::sink::{BlobContent, BlobSink};
+use super::source::BlobSource;
 use crate::policy::digest::Digest;
+use crate::policy::image::{Descriptor, Document, OCI_MANIFEST, parse_document};
 
 /// Largest profile: 30,000 ranges. The start of a heavy job touches a few hundred.
 pub const MAX_PROFILE: usize = 1 << 20;
@@ -23,6 +32,12 @@ const VERSION: u32 = 1;
 const GAP: u64 = 64 << 10;
 /// Requests of a replay at a time: enough to fill a line, and the first is not held up by the last.
 const PARALLEL: usize = 4;
+
+/// The artifact's type, of its config, too: registries before OCI 1.1 know no other.
+pub const ARTIFACT: &str = "application/vnd.addonfs.profile.v1+json";
+const EMPTY: &[u8] = b"{}";
+/// Referrers of the type that are looked at: who may push may add any number.
+const MAX_PUBLISHED: usize = 4;
 
 /// The starts of an image's jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +90,61 @@ impl Profile {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
+    /// Pushes the profile beside its image, whose manifest is `subject`. Returns the artifact's digest.
+    pub async fn publish(
+        &self,
+        source: &dyn BlobSource,
+        sink: &dyn BlobSink,
+        subject: &Descriptor,
+    ) -> Result<Digest, FetchError> {
+        let blob = |bytes: &[u8]| Descriptor {
+            media_type: ARTIFACT.to_owned(),
+            digest: Digest::of(bytes),
+            size: bytes.len() as u64,
+            annotations: Vec::new(),
+        };
+        let (json, config) = (self.to_json(), blob(EMPTY));
+        let layer = blob(&json);
+        sink.put_blob(&config, BlobContent::bytes(EMPTY)).await?;
+        sink.put_blob(&layer, BlobContent::bytes(json)).await?;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "artifactType": ARTIFACT,
+            "config": config,
+            "layers": [layer],
+            "subject": {"mediaType": subject.media_type, "digest": subject.digest, "size": subject.size},
+        });
+        let manifest = manifest.to_string().into_bytes();
+        Ok(referrers::attach(source, sink, &subject.digest, ARTIFACT, manifest).await?.digest)
+    }
+
+    /// The profile that was published beside `image`, if there is one that can be used.
+    pub async fn published(source: &dyn BlobSource, image: &Digest) -> Result<Option<Self>, FetchError> {
+        for referrer in source.referrers(image, ARTIFACT).await?.iter().take(MAX_PUBLISHED) {
+            match Self::from_referrer(source, &referrer.digest, image).await {
+                Ok(profile) => return Ok(Some(profile)),
+                Err(error) => tracing::info!(%image, %error, "a published profile is of no use"),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn from_referrer(
+        source: &dyn BlobSource,
+        referrer: &Digest,
+        image: &Digest,
+    ) -> Result<Self, FetchError> {
+        let (media_type, bytes) = source.manifest(referrer).await?;
+        let layer = match parse_document(&media_type, &bytes) {
+            Ok(Document::Manifest(manifest)) => manifest.layers.into_iter().next(),
+            _ => None,
+        };
+        let none = || FetchError::new(Class::Protocol, Side::Remote, format!("{referrer} holds no profile"));
+        let layer = layer.filter(|layer| layer.media_type == ARTIFACT).ok_or_else(none)?;
+        Self::parse(&source.blob(&layer, MAX_PROFILE as u64).await?, image)
+    }
+
     /// Fetches what the start of `job` reads of `layers` and what is not here, in the order of need. Returns when all of it
     /// is here; dropping the future leaves what is under way to those who wait for it.
     pub async fn replay(&self, job: &str, layers: &[Layer]) -> Result<(), FetchError> {
@@ -116,6 +186,26 @@ mod tests {
         let needed = [FAR..FAR + 100, 5000..6000, 0..100, 200_000..200_010, FAR + 1000..FAR + 2000, 100..200];
         assert_eq!(coalesce(&needed), [(FAR, FAR + 2000), (0, 6000), (200_000, 200_010)]);
         assert_eq!(coalesce(&[]), []);
+    }
+
+    #[tokio::test]
+    async fn a_published_profile_is_found_beside_its_image_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = crate::fetch::layout::Layout::create(folder.path()).unwrap();
+        let subject = Descriptor {
+            media_type: OCI_MANIFEST.to_owned(),
+            digest: Digest::of(b"image"),
+            size: 5,
+            annotations: Vec::new(),
+        };
+        assert_eq!(Profile::published(&*layout, &subject.digest).await.unwrap(), None);
+        // A profile of another image that says it is of this one is of no use, and hides no other.
+        Profile::new(Digest::of(b"other")).publish(&*layout, &*layout, &subject).await.unwrap();
+        assert_eq!(Profile::published(&*layout, &subject.digest).await.unwrap(), None);
+        let mut profile = Profile::new(subject.digest);
+        profile.jobs.insert("job".into(), Vec::new());
+        profile.publish(&*layout, &*layout, &subject).await.unwrap();
+        assert_eq!(Profile::published(&*layout, &subject.digest).await.unwrap(), Some(profile));
     }
 
     #[test]

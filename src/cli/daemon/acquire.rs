@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, watch};
 
 use super::board::Board;
 use super::candidate::Candidate;
+use super::starts::Starts;
 use super::ztocs::Ztocs;
 use crate::fetch::addon_manifest::{self, Place, Search};
 use crate::fetch::documents::Documents;
@@ -58,6 +59,8 @@ pub(crate) struct Rooms {
     pub filling: Option<Filling>,
     /// How pinned images are.
     pub pinned_filling: Filling,
+    /// What is known of the starts of jobs, if anybody wants to know.
+    pub starts: Option<Arc<Starts>>,
 }
 
 /// Why a source is not ready.
@@ -117,6 +120,9 @@ impl Acquisition<'_> {
         let (admitted, documents) = self.admitted(source.as_ref()).await?;
         self.board.apply(self.at, Transition::Admitted(admitted.verification().clone()));
 
+        if let Some(starts) = &self.rooms.starts {
+            starts.look(documents.digest, &source);
+        }
         let mut layers: Vec<Option<Layer>> = documents
             .manifest
             .layers

@@ -196,8 +196,12 @@ impl Opened {
             let control = Arc::clone(&control);
             board.connect(jobs, move || control.changed());
         }
-        if config.prefetch.profiles {
-            sources.tell(Starts::open(&facts.options.dirs.state, Arc::clone(&images))?);
+        let starts = match config.prefetch.profiles {
+            true => Some(Starts::open(&facts.options.dirs.state, Arc::clone(&images))?),
+            false => None,
+        };
+        if let Some(starts) = &starts {
+            sources.tell(Arc::clone(starts));
         }
         let filling = wiring::filling(&store, &config);
         let pinned_filling = wiring::pinned_filling(&store, &config);
@@ -211,6 +215,7 @@ impl Opened {
             platform: Platform::host(),
             filling,
             pinned_filling,
+            starts,
             policy: config.policy,
         });
         sources.start(&rooms, config.sources);

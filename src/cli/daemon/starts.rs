@@ -6,14 +6,18 @@
 //! ```
 //! Profiles outlive the cache: a cold start is when they are wanted. One that is damaged is as good as none.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::sync::watch;
 
+use crate::cli::profile;
 use crate::fetch::layer::{Layer, Recording};
 use crate::fetch::profile::{MAX_PROFILE, Profile};
+use crate::fetch::source::BlobSource;
 use crate::fs::image::{Images, program};
 use crate::jobs::ImageWanted;
 use crate::policy::digest::Digest;
@@ -26,10 +30,12 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// The profiles of all images, and the starts being recorded.
 #[derive(Debug)]
 pub(crate) struct Starts {
-    dir: PathBuf,
+    state: PathBuf,
     images: Arc<Images>,
     /// Held while a profile is written, because jobs of one image may start together.
     writing: Mutex<()>,
+    /// Images whose published profile is being looked for.
+    asked: Mutex<HashMap<Digest, watch::Receiver<bool>>>,
 }
 
 impl Starts {
@@ -37,7 +43,42 @@ impl Starts {
     pub(crate) fn open(state: &std::path::Path, images: Arc<Images>) -> anyhow::Result<Arc<Self>> {
         let dir = state.join("profiles");
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Arc::new(Self { dir, images, writing: Mutex::default() }))
+        let state = state.to_owned();
+        Ok(Arc::new(Self { state, images, writing: Mutex::default(), asked: Mutex::default() }))
+    }
+
+    /// Looks for the profile that was published beside `image`, once, unless one is known.
+    pub(crate) fn look(self: &Arc<Self>, image: Digest, source: &Arc<dyn BlobSource>) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.contains_key(&image) || self.path(&image).exists() {
+            return;
+        }
+        let (done, waiting) = watch::channel(false);
+        asked.insert(image, waiting);
+        let (starts, source) = (Arc::clone(self), Arc::clone(source));
+        tokio::spawn(async move {
+            match Profile::published(source.as_ref(), &image).await {
+                Ok(Some(profile)) => {
+                    let _writing = starts.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                    match starts.keep(&profile) {
+                        Ok(()) => tracing::info!(%image, "what its starts read is known from its registry"),
+                        Err(error) => tracing::warn!(%image, %error, "a published profile is not kept"),
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => tracing::info!(%image, %error, "no published profile could be had"),
+            }
+            done.send_replace(true);
+        });
+    }
+
+    /// Waits until the published profile is here, or known not to be.
+    async fn looked(&self, image: &Digest) {
+        let waiting = self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(image).cloned();
+        if let Some(mut waiting) = waiting {
+            // Whoever looks is gone if this fails, and nothing will come.
+            let _ = waiting.wait_for(|done| *done).await;
+        }
     }
 
     /// A run is about to start on `image`, which is in the tree.
@@ -45,19 +86,24 @@ impl Starts {
         let Some(shown) = self.images.get(&image) else { return };
         let (starts, job) = (Arc::clone(self), run.entrypoint);
         let layers = shown.layers.clone();
-        match self.profile(&image).filter(|profile| profile.jobs.contains_key(&job)) {
-            Some(profile) => tokio::spawn(async move {
-                if let Err(error) = profile.replay(&job, &layers).await {
-                    tracing::info!(%image, job, %error, "what the job will read could not be fetched ahead");
+        // From now on, not from when the task comes to it: the run does not wait.
+        let known = self.profile(&image).is_some_and(|profile| profile.jobs.contains_key(&job));
+        let recordings = if known { Vec::new() } else { layers.iter().filter_map(Layer::record).collect() };
+        if !known {
+            tokio::spawn(async move { program::read_ahead(&shown, &run.argv, &run.path).await });
+        }
+        tokio::spawn(async move {
+            starts.looked(&image).await;
+            match starts.profile(&image).filter(|profile| profile.jobs.contains_key(&job)) {
+                Some(profile) => {
+                    drop(recordings);
+                    if let Err(error) = profile.replay(&job, &layers).await {
+                        tracing::info!(%image, job, %error, "what the job will read could not be fetched ahead");
+                    }
                 }
-            }),
-            None => {
-                // From now on, not from when the task comes to it: the run does not wait.
-                let recordings: Vec<Recording> = layers.iter().filter_map(Layer::record).collect();
-                tokio::spawn(async move { program::read_ahead(&shown, &run.argv, &run.path).await });
-                tokio::spawn(async move { starts.record(image, job, recordings).await })
+                None => starts.record(image, job, recordings).await,
             }
-        };
+        });
     }
 
     async fn record(&self, image: Digest, job: String, recordings: Vec<Recording>) {
@@ -101,13 +147,13 @@ impl Starts {
         use std::io::Write as _;
         let json = profile.to_json();
         anyhow::ensure!(json.len() <= MAX_PROFILE, "it would be larger than {MAX_PROFILE} bytes");
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(self.state.join("profiles"))?;
         file.write_all(&json)?;
         file.persist(self.path(&profile.image))?;
         Ok(())
     }
 
     fn path(&self, image: &Digest) -> PathBuf {
-        self.dir.join(format!("{}.json", image.hex()))
+        profile::path(&self.state, image)
     }
 }
