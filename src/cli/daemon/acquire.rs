@@ -14,6 +14,7 @@ use tokio::sync::{OnceCell, watch};
 use super::board::Board;
 use super::candidate::Candidate;
 use super::starts::Starts;
+use super::upkeep;
 use super::ztocs::Ztocs;
 use crate::fetch::addon_manifest::{self, Place, Search};
 use crate::fetch::documents::Documents;
@@ -321,6 +322,7 @@ impl Acquisition<'_> {
                 Ok(tree) => tree,
                 Err(_) => {
                     ImageTree::build(&path, &indexes, created)?;
+                    upkeep::give_memory_back();
                     ImageTree::open(&path, &indexes)?
                 }
             };

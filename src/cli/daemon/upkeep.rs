@@ -1,5 +1,7 @@
 //! What a daemon does without being asked: lets go of what nobody uses, and dies rather than serve with a thread less.
 
+#![allow(unsafe_code, reason = "the allocator's own call to give memory back")]
+
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Weak;
 use std::time::Duration;
@@ -36,6 +38,16 @@ pub(crate) fn save_uses(store: Weak<Store>) {
             tracing::debug!(done = saved.is_ok(), "times of last use");
         }
     });
+}
+
+/// Gives memory that was freed back to the system. Indexing and merging a large image take hundreds of megabytes for some
+/// seconds, in small pieces, and glibc keeps what they leave for ever.
+pub(crate) fn give_memory_back() {
+    // SAFETY: takes no pointer, and locks the arenas by itself.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
 
 /// A panic on a thread that serves the kernel would leave its caller without an answer and the mount with a thread
