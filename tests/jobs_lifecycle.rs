@@ -185,7 +185,7 @@ fn from_mkdir_to_record() {
     assert_eq!(plan["policy_findings"][0]["code"], "resources.clamped");
     let spec = world.launched.lock().unwrap()[0].clone();
     assert_eq!((spec.run_id.as_str(), spec.timeout_ms, spec.read_only_root), (run.id(), Some(90_000), true));
-    assert!(spec.rootfs.ends_with(format!("{}/rootfs", Digest::of(b"v1").dashed())));
+    assert!(spec.rootfs.ends_with(format!("{}.job/rootfs", Digest::of(b"v1").dashed())));
     world.finish(run.dir(), outcome(Cause::Exited, Some(3)));
     daemon.wait(&run, RunState::Failed);
     assert_eq!((run.exit_code_text().as_str(), run.last_error().as_str()), ("3\n", "exited with 3\n"));

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use addonfs::fs::kernel::backing::Passthrough;
 use common::image::noise;
@@ -159,6 +160,7 @@ fn run(dir: &Path, program: &str, words: &[&str]) {
 
 #[test]
 fn they_are_what_umoci_unpacks() {
+    let _alone = alone();
     let shown = Shown::new();
     let dir = shown.dir.path();
     run(dir, "umoci", &["init", "--layout", "layout"]);
@@ -195,6 +197,7 @@ fn they_are_what_umoci_unpacks() {
 
 #[test]
 fn sizes_and_refusals_are_linux_own() {
+    let _alone = alone();
     let shown = Shown::new();
     let value = noise(7, 65536);
     let names: Vec<String> = (0..250).map(|number| format!("user.{number:0>250}")).collect();
@@ -222,6 +225,12 @@ fn sizes_and_refusals_are_linux_own() {
     assert_eq!(removed.raw_os_error(), libc::EROFS);
 }
 
+/// One test at a time: the threads that serve are counted, and all tests' threads are in one process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Read calls of the threads that serve: one a request.
 fn requests() -> u64 {
     let mut sum = 0;
@@ -238,6 +247,7 @@ fn requests() -> u64 {
 
 #[test]
 fn an_image_without_any_stays_where_nobody_is_asked() {
+    let _alone = alone();
     let shown = Shown::new();
     let tar = LayerTar::new()
         .entry("a", 0o644, b"a", &[])
@@ -283,6 +293,7 @@ fn an_image_without_any_stays_where_nobody_is_asked() {
 
 #[test]
 fn the_digest_is_the_same_name_on_the_usual_side() {
+    let _alone = alone();
     let shown = Shown::new();
     let digest_dir = shown.show(&layout(&shown), &shown.store());
     let target = fs::read_link(&digest_dir).unwrap();
@@ -310,6 +321,7 @@ fn may_read(path: &Path, group: u32) -> bool {
 
 #[test]
 fn access_control_lists_are_enforced() {
+    let _alone = alone();
     let shown = Shown::new();
     fs::set_permissions(shown.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut other = acl();
@@ -338,6 +350,7 @@ impl Drop for Overlay {
 
 #[test]
 fn an_overlay_shows_them_and_copies_them_up() {
+    let _alone = alone();
     let shown = Shown::new();
     let rootfs = shown.show(&layout(&shown), &shown.store()).join("rootfs").canonicalize().unwrap();
     let dir = shown.dir.path();
@@ -368,6 +381,7 @@ fn an_overlay_shows_them_and_copies_them_up() {
 /// `sha256-<hex>.job`: on the side of its image, with numbers of its own.
 #[test]
 fn a_containers_root_has_neither_devices_nor_capabilities() {
+    let _alone = alone();
     let shown = Shown::new();
     let store = shown.store();
     for with in [true, false] {
@@ -428,6 +442,7 @@ fn walk_plain(root: &Path) -> BTreeMap<String, u64> {
 
 #[test]
 fn usual_tools_carry_them() {
+    let _alone = alone();
     let shown = Shown::new();
     let rootfs = shown.show(&layout(&shown), &shown.store()).join("rootfs");
     let dir = shown.dir.path();

@@ -34,7 +34,7 @@ fn index(s: &Session, image: &str, key: &str) -> Value {
 }
 
 fn configure(s: &Session, image: &str, index_keys: &str) {
-    s.configure("prefetch: {fill: false}", &[("tools", image, "")]);
+    s.configure("prefetch: {fill: false, profiles: false}", &[("tools", image, "")]);
     let keys = format!("s/keys: .cosign.pub./&, index_keys: [{index_keys}]/");
     s.sh(&format!("sed -i '{keys}' addonfs.yaml && grep -q 'index_keys: .{index_keys}' addonfs.yaml")).ok();
 }

@@ -133,7 +133,7 @@ fn a_wrong_configuration_mounts_nothing() {
     for part in [
         "E_CONFIG",
         "addonfs.yaml",
-        "line 5, column 1",
+        "/cach: unknown key",
         "did you mean cache?",
         "no digest",
         "did you mean mountPath?",

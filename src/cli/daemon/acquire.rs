@@ -121,15 +121,16 @@ impl Acquisition<'_> {
         let (admitted, documents) = self.admitted(source.as_ref()).await?;
         self.board.apply(self.at, Transition::Admitted(admitted.verification().clone()));
 
-        if let Some(starts) = &self.rooms.starts {
-            starts.look(documents.digest, &source);
-        }
         let mut layers: Vec<Option<Layer>> = documents
             .manifest
             .layers
             .iter()
             .map(|descriptor| Layer::known(&self.rooms.store, Arc::clone(&source), descriptor))
             .collect::<Result<_, _>>()?;
+        // Only of what is new here: a known image asks nobody.
+        if let Some(starts) = self.rooms.starts.as_ref().filter(|_| layers.iter().any(Option::is_none)) {
+            starts.look(documents.digest, &source);
+        }
         let ztocs = Ztocs {
             source: &source,
             digest: documents.digest,
