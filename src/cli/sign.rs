@@ -14,8 +14,9 @@ use crate::fetch::source::BlobSource;
 use crate::policy::digest::Digest;
 use crate::policy::image::{Descriptor, ImageManifest, MAX_LAYERS, OCI_CONFIG, OCI_MANIFEST};
 use crate::policy::reference::{ImageRef, Location, PinnedRef};
+use crate::policy::trust::evidence::{SimpleSigning, Subject};
 use crate::policy::trust::keys::PrivateKey;
-use crate::policy::trust::signature::{SignatureMaterial, verify};
+use crate::policy::trust::signature::verify;
 use crate::policy::trust::simple_signing::{self, Payload};
 use crate::policy::trust::{SIGNATURE_ANNOTATION, SIMPLE_SIGNING, Trust, TrustedKey, signature_tag};
 
@@ -170,12 +171,17 @@ async fn signed_by(
     let trust = Trust { keys: vec![own], ..Trust::default() };
     for layer in layers.iter().filter(|layer| layer.media_type == SIMPLE_SIGNING) {
         let Ok(payload) = source.blob(layer, simple_signing::MAX_BYTES as u64).await else { continue };
-        let material = SignatureMaterial::new(payload.to_vec(), layer.annotations.clone());
-        if verify(&trust, &image.digest, &[material]).is_ok() {
+        let found = SimpleSigning { payload: payload.to_vec(), annotations: layer.annotations.clone() };
+        if verify(&trust, &subject(image), &[found.into()]).is_ok() {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// A key's word does not depend on when it is asked.
+fn subject(image: &PinnedRef) -> Subject<'_> {
+    Subject { digest: &image.digest, location: Some(&image.location), now: 0 }
 }
 
 /// What cosign writes: the repository. A layout has no name that means anything elsewhere but its folder's.
@@ -190,9 +196,10 @@ fn docker_reference(image: &PinnedRef) -> String {
 mod tests {
     use super::*;
     use crate::fetch::layout::Layout;
+    use crate::policy::trust::evidence::Evidence;
 
     /// What is beside the image, as the daemon would collect it.
-    async fn materials(layout: &dyn BlobSource, image: &PinnedRef) -> Vec<SignatureMaterial> {
+    async fn evidence(layout: &dyn BlobSource, image: &PinnedRef) -> Vec<Evidence> {
         let digest = layout.resolve(&signature_tag(&image.digest)).await.unwrap().unwrap();
         let (media_type, bytes) = layout.manifest(&digest).await.unwrap();
         assert_eq!(media_type, OCI_MANIFEST);
@@ -200,13 +207,14 @@ mod tests {
         let config = layout.blob(&manifest.config, 1 << 20).await.unwrap();
         let config = crate::policy::image::ImageConfig::parse(&config).unwrap();
         config.check_layers(&manifest).unwrap();
-        let mut materials = Vec::new();
+        let mut evidence = Vec::new();
         for layer in &manifest.layers {
             assert_eq!(layer.media_type, SIMPLE_SIGNING);
             let payload = layout.blob(layer, 1 << 20).await.unwrap();
-            materials.push(SignatureMaterial::new(payload.to_vec(), layer.annotations.clone()));
+            let annotations = layer.annotations.clone();
+            evidence.push(SimpleSigning { payload: payload.to_vec(), annotations }.into());
         }
-        materials
+        evidence
     }
 
     fn trusting(key: &PrivateKey) -> Trust {
@@ -224,12 +232,12 @@ mod tests {
         let (one, two) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
         for (key, expected) in [(&one, 1), (&one, 1), (&two, 2), (&two, 2)] {
             sign(layout.as_ref(), layout.as_ref(), &image, key).await.unwrap();
-            let found = materials(layout.as_ref(), &image).await;
+            let found = evidence(layout.as_ref(), &image).await;
             assert_eq!(found.len(), expected, "a key signs once");
-            verify(&trusting(key), &image.digest, &found).unwrap();
+            verify(&trusting(key), &subject(&image), &found).unwrap();
         }
-        let found = materials(layout.as_ref(), &image).await;
-        verify(&trusting(&one), &image.digest, &found).unwrap();
-        assert!(verify(&trusting(&PrivateKey::generate().unwrap()), &image.digest, &found).is_err());
+        let found = evidence(layout.as_ref(), &image).await;
+        verify(&trusting(&one), &subject(&image), &found).unwrap();
+        assert!(verify(&trusting(&PrivateKey::generate().unwrap()), &subject(&image), &found).is_err());
     }
 }

@@ -2,23 +2,32 @@
 //!
 //! ```text
 //! <cache>/documents/<hex>        media type, newline, the document whose sha256 is <hex>
-//! <cache>/documents/<hex>.sig    signature materials of the manifest <hex>, JSON: hints, proven by a key at each use
+//! <cache>/documents/<hex>.sig    {"version", "evidence"}: signatures of the manifest <hex>; hints, proven again at each use
 //! ```
 //! In: documents that were verified when they came. Out: the same, hashed again on reading; a file that no longer
 //! matches its name counts as absent. With them a known image needs no network.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::error::FetchError;
 use super::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
-use crate::policy::trust::signature::SignatureMaterial;
+use crate::policy::trust::evidence::{EVIDENCE_VERSION, Evidence};
 
 /// Largest file read back: a config of the largest size with room for the media type.
 const MAX_FILE: u64 = 9 << 20;
+
+/// A file of signatures.
+#[derive(Serialize, Deserialize)]
+struct KeptEvidence<'a> {
+    version: u32,
+    evidence: Cow<'a, [Evidence]>,
+}
 
 /// The folder of documents.
 #[derive(Debug, Clone)]
@@ -53,18 +62,17 @@ impl Documents {
         self.write(&digest.hex(), &file)
     }
 
-    /// The signature materials last seen for a manifest. They prove nothing by themselves.
-    pub fn signatures(&self, manifest: &Digest) -> Option<Vec<SignatureMaterial>> {
-        serde_json::from_slice(&read_bounded(&self.dir.join(format!("{}.sig", manifest.hex())))?).ok()
+    /// The signatures last seen for a manifest. They prove nothing by themselves.
+    pub fn signatures(&self, manifest: &Digest) -> Option<Vec<Evidence>> {
+        let bytes = read_bounded(&self.dir.join(format!("{}.sig", manifest.hex())))?;
+        let kept: KeptEvidence<'_> = serde_json::from_slice(&bytes).ok()?;
+        (kept.version == EVIDENCE_VERSION).then(|| kept.evidence.into_owned())
     }
 
-    /// Keeps signature materials.
-    pub fn put_signatures(
-        &self,
-        manifest: &Digest,
-        materials: &[SignatureMaterial],
-    ) -> Result<(), FetchError> {
-        let json = serde_json::to_vec(materials)
+    /// Keeps signatures.
+    pub fn put_signatures(&self, manifest: &Digest, evidence: &[Evidence]) -> Result<(), FetchError> {
+        let kept = KeptEvidence { version: EVIDENCE_VERSION, evidence: evidence.into() };
+        let json = serde_json::to_vec(&kept)
             .map_err(|e| FetchError::storage("cannot encode signatures", &std::io::Error::other(e)))?;
         self.write(&format!("{}.sig", manifest.hex()), &json)
     }
@@ -108,6 +116,7 @@ fn read_bounded(path: &Path) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::trust::evidence::{Bundle, NotationEnvelope, SimpleSigning};
 
     #[test]
     fn a_changed_document_is_absent() {
@@ -119,5 +128,32 @@ mod tests {
         assert_eq!(documents.get(&digest).unwrap().0, "application/json");
         std::fs::write(dir.path().join("documents").join(digest.hex()), b"application/json\n[]").unwrap();
         assert!(documents.get(&digest).is_none());
+    }
+
+    #[test]
+    fn signatures_of_another_version_are_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let documents = Documents::open(dir.path()).unwrap();
+        let digest = Digest::of(b"{}");
+        let annotations = vec![("k".to_owned(), "v".to_owned())];
+        let manifest = Digest::of(b"manifest");
+        let kept = [
+            SimpleSigning { payload: b"\xff{}".to_vec(), annotations }.into(),
+            Evidence::Bundle(Bundle { manifest, bytes: b"{}".to_vec() }),
+            Evidence::Notation(NotationEnvelope {
+                manifest,
+                media_type: "a/b".to_owned(),
+                bytes: vec![0xd2],
+            }),
+        ];
+        assert_eq!(documents.signatures(&digest), None);
+        documents.put_signatures(&digest, &kept).unwrap();
+        assert_eq!(documents.signatures(&digest).unwrap(), kept);
+        let path = dir.path().join("documents").join(format!("{}.sig", digest.hex()));
+        let newer = std::fs::read_to_string(&path).unwrap().replace("\"version\":2", "\"version\":3");
+        std::fs::write(&path, newer).unwrap();
+        assert_eq!(documents.signatures(&digest), None);
+        std::fs::write(&path, "[]").unwrap();
+        assert_eq!(documents.signatures(&digest), None);
     }
 }

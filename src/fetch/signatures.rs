@@ -13,7 +13,7 @@ use super::source::BlobSource;
 use crate::policy::digest::Digest;
 use crate::policy::image::Descriptor;
 use crate::policy::trust::SIMPLE_SIGNING;
-use crate::policy::trust::signature::SignatureMaterial;
+use crate::policy::trust::evidence::{Evidence, SimpleSigning};
 
 /// More layers than this are not fetched: an image that is signed daily for a season has fewer.
 const MAX_SIGNATURES: usize = 100;
@@ -30,13 +30,13 @@ pub fn tag(digest: &Digest) -> String {
 
 /// The signatures of `digest`; none if there is no such tag. An error if there are some and not one could be had:
 /// that is no absence of signatures.
-pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<SignatureMaterial>, FetchError> {
+pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Evidence>, FetchError> {
     let tag = tag(digest);
     let named = |error: FetchError| error.context(format_args!("signatures of {digest}"));
     let Some(found) = source.tagged(&tag).await.map_err(named)? else { return Ok(Vec::new()) };
     let layers = document::children(&found.content).map_err(named)?.blobs;
     let mut signatures = layers.iter().filter(|layer| layer.media_type == SIMPLE_SIGNING);
-    let (mut materials, mut left_out) = (Vec::new(), None);
+    let (mut evidence, mut left_out) = (Vec::new(), None);
     let looked_at: Vec<Descriptor> = signatures.by_ref().take(MAX_SIGNATURES).cloned().collect();
     let payload = |layer: Descriptor| async move {
         let payload = source.blob(&layer, MAX_PAYLOAD).await;
@@ -45,7 +45,10 @@ pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Signa
     let mut payloads = stream::iter(looked_at).map(payload).buffered(PARALLEL);
     while let Some((layer, payload)) = payloads.next().await {
         match payload {
-            Ok(payload) => materials.push(SignatureMaterial::new(payload.to_vec(), layer.annotations)),
+            Ok(payload) => {
+                let layer = SimpleSigning { payload: payload.to_vec(), annotations: layer.annotations };
+                evidence.push(layer.into());
+            }
             // wrong or missing content is somebody's broken signature; a registry that does not answer is trouble
             Err(error) if matches!(error.class, Class::Corrupt | Class::NotFound | Class::Protocol) => {
                 tracing::warn!(%digest, %error, "left out a signature");
@@ -59,8 +62,8 @@ pub async fn fetch(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Signa
         tracing::warn!(%digest, more, "more signatures than are looked at: only the first {MAX_SIGNATURES} count");
     }
     match left_out {
-        Some(error) if materials.is_empty() => Err(named(error)),
-        _ => Ok(materials),
+        Some(error) if evidence.is_empty() => Err(named(error)),
+        _ => Ok(evidence),
     }
 }
 
@@ -103,10 +106,13 @@ mod tests {
         let manifest = Bytes::from(manifest.to_string());
         let kind = "application/vnd.oci.image.manifest.v1+json";
         layout.put_manifest(kind, manifest, Some(&tag(&image))).await.unwrap();
-        let materials = fetch(&*layout, &image).await.unwrap();
-        assert!(materials.iter().all(|m| m.signature_b64 == "c2ln"));
+        let evidence = fetch(&*layout, &image).await.unwrap();
         assert!(fetch(&*layout, &Digest::of(b"other")).await.unwrap().is_empty());
-        materials.into_iter().map(|material| material.payload).collect()
+        let payload = |piece| match piece {
+            Evidence::SimpleSigning(layer) if layer.signature_b64() == Some("c2ln") => layer.payload,
+            other => panic!("{other:?}"),
+        };
+        evidence.into_iter().map(payload).collect()
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
 
@@ -23,6 +24,8 @@ use super::store::{Stage, Store};
 use crate::policy::digest::{Digest, Hasher};
 use crate::policy::image::{Descriptor, ImageManifest};
 use crate::policy::soci::{Binding, INDEX_DIGEST, INDEX_V1, SociIndex};
+use crate::policy::trust::evidence::Subject;
+use crate::policy::trust::verdict::in_words;
 use crate::policy::trust::{Trust, signature};
 
 pub use super::index::ztoc::Unfit;
@@ -80,6 +83,12 @@ async fn signed(
     Ok(None)
 }
 
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 async fn signed_one(
     source: &dyn BlobSource,
     image: &Digest,
@@ -87,8 +96,9 @@ async fn signed_one(
     trust: &Trust,
 ) -> Result<SociIndex, FetchError> {
     let signatures = signatures::fetch(source, index).await?;
-    signature::verify(trust, index, &signatures).map_err(|reasons| {
-        unusable(index, &format!("no key of trust.index_keys vouches for it: {}", reasons.join("; ")))
+    let subject = Subject { digest: index, location: None, now: now() };
+    signature::verify(trust, &subject, &signatures).map_err(|refusals| {
+        unusable(index, &format!("no key of trust.index_keys vouches for it: {}", in_words(&refusals)))
     })?;
     let (_, bytes) = source.manifest(index).await?;
     SociIndex::parse(&bytes, Binding::ToImage(image)).map_err(|why| unusable(index, &why))

@@ -16,7 +16,9 @@ use super::reference::PinnedRef;
 use super::rules::{Policy, VerifyMode};
 use super::source::spec::SourceSpec;
 use super::trust::Trust;
-use super::trust::signature::{self, SignatureMaterial, Verified};
+use super::trust::evidence::{Evidence, Subject};
+use super::trust::signature;
+use super::trust::verdict::{Refusal, Verified, in_words};
 
 /// An image that policy lets in.
 #[derive(Debug, Clone)]
@@ -29,12 +31,12 @@ pub struct AdmittedImage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Verification {
-    /// A trusted key signed the pinned digest.
+    /// Somebody trusted vouches for the pinned digest.
     Verified(Verified),
     /// There is no valid signature, and policy lets that pass (`image.signature.permissive`).
     Unsigned {
-        /// Why no signature counted.
-        reason: String,
+        /// Why no signature counted, each by itself.
+        refusals: Vec<Refusal>,
     },
     /// Policy does not ask for signatures.
     NotChecked,
@@ -97,23 +99,24 @@ pub fn verify_mode(policy: &Policy, spec: &SourceSpec) -> VerifyMode {
     if spec.verify_signatures { VerifyMode::Required } else { policy.verify_mode() }
 }
 
-/// Admits an image. `materials` is what was found beside it; where [`verify_mode`] is `Disabled` nobody need look.
+/// Admits an image at the time `now`, seconds since 1970. `evidence` is what was found beside it; where
+/// [`verify_mode`] is `Disabled` nobody need look.
 pub fn image(
     policy: &Policy,
     spec: &SourceSpec,
-    materials: &[SignatureMaterial],
+    evidence: &[Evidence],
+    now: i64,
 ) -> Result<AdmittedImage, Denied> {
     source(policy, spec)?;
     let mode = verify_mode(policy, spec);
     let verification = if mode == VerifyMode::Disabled {
         Verification::NotChecked
     } else {
-        match signature::verify(&trust_for(policy, spec), &spec.image.digest, materials) {
+        let subject = Subject { digest: &spec.image.digest, location: Some(&spec.image.location), now };
+        match signature::verify(&trust_for(policy, spec), &subject, evidence) {
             Ok(verified) => Verification::Verified(verified),
-            Err(reasons) if mode == VerifyMode::Permissive => {
-                Verification::Unsigned { reason: reasons.join("; ") }
-            }
-            Err(reasons) => return Err(unsigned(spec, &reasons)),
+            Err(refusals) if mode == VerifyMode::Permissive => Verification::Unsigned { refusals },
+            Err(refusals) => return Err(unsigned(spec, &refusals)),
         }
     };
     Ok(AdmittedImage { image: spec.image.clone(), verification })
@@ -131,12 +134,12 @@ pub fn decision(spec: &SourceSpec, outcome: Result<&AdmittedImage, &Denied>) -> 
     match outcome {
         Ok(admitted) => match &admitted.verification {
             Verification::Verified(verified) => {
-                event.with("decision", "allowed").with("reason", format!("signed by {}", verified.key_name()))
+                event.with("decision", "allowed").with("reason", format!("signed by {}", verified.by()))
             }
-            Verification::Unsigned { reason } => event
+            Verification::Unsigned { refusals } => event
                 .with("decision", "allowed")
                 .with("code", "image.signature.permissive")
-                .with("reason", reason.as_str()),
+                .with("reason", in_words(refusals)),
             Verification::NotChecked => {
                 event.with("decision", "allowed").with("reason", "signatures are not checked")
             }
@@ -170,14 +173,14 @@ pub fn index_trust(policy: &Policy, spec: &SourceSpec) -> Trust {
     Trust { keys: trust.index_keys, index_keys: Vec::new(), require_log: trust.require_log }
 }
 
-fn unsigned(spec: &SourceSpec, reasons: &[String]) -> Denied {
+fn unsigned(spec: &SourceSpec, refusals: &[Refusal]) -> Denied {
     let (code, who) = if spec.verify_signatures {
         (Code::SourceSignatureInvalid, "source")
     } else {
         (Code::ImageSignatureRequired, "policy")
     };
     let words =
-        format!("{} has no valid signature and the {who} demands one: {}", spec.image, reasons.join("; "));
+        format!("{} has no valid signature and the {who} demands one: {}", spec.image, in_words(refusals));
     Denied::new(code, words)
 }
 
@@ -226,8 +229,8 @@ mod tests {
         let policy = policy(Profile::Secure, &key);
         let mut source = spec("quay.io/o/x");
         source.trusted = false;
-        let code = |source: &SourceSpec, materials: &[SignatureMaterial]| {
-            image(&policy, source, materials).map(|_| ()).map_err(|d| d.code)
+        let code = |source: &SourceSpec, evidence: &[Evidence]| {
+            image(&policy, source, evidence, 0).map(|_| ()).map_err(|d| d.code)
         };
         assert_eq!(code(&source, &[]), Err(Code::SourceTrustRequired));
         source.trusted = true;
@@ -236,9 +239,9 @@ mod tests {
         assert_eq!(code(&source, &[]), Err(Code::ImageSignatureRequired));
         let signed = [material(&key, &source.image.digest)];
         assert_eq!(code(&source, &signed), Ok(()));
-        let admitted = image(&policy, &source, &signed).unwrap();
+        let admitted = image(&policy, &source, &signed, 0).unwrap();
         let shown = serde_json::to_value(admitted.verification()).unwrap();
-        assert_eq!((&shown["state"], &shown["key_name"]), (&"verified".into(), &"cosign.pub".into()));
+        assert_eq!((&shown["state"], &shown["by"]["name"]), (&"verified".into(), &"cosign.pub".into()));
         let refused = addon(admitted, b"name: [\n").unwrap_err();
         assert_eq!(refused.code, Code::AddonManifest);
         let event = decision(&source, Err(&refused));
@@ -250,14 +253,14 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let mut source = spec("ghcr.io/o/x");
         let permissive = policy(Profile::Permissive, &key);
-        let admitted = image(&permissive, &source, &[]).unwrap();
+        let admitted = image(&permissive, &source, &[], 0).unwrap();
         assert!(matches!(admitted.verification(), Verification::Unsigned { .. }));
         assert_eq!(decision(&source, Ok(&admitted)).data["code"], "image.signature.permissive");
         let disabled = policy(Profile::Disabled, &key);
-        assert_eq!(*image(&disabled, &source, &[]).unwrap().verification(), Verification::NotChecked);
+        assert_eq!(*image(&disabled, &source, &[], 0).unwrap().verification(), Verification::NotChecked);
         source.verify_signatures = true;
         for policy in [&permissive, &disabled] {
-            assert_eq!(image(policy, &source, &[]).unwrap_err().code, Code::SourceSignatureInvalid);
+            assert_eq!(image(policy, &source, &[], 0).unwrap_err().code, Code::SourceSignatureInvalid);
         }
     }
 
@@ -268,10 +271,10 @@ mod tests {
         let mut source = spec("ghcr.io/o/x");
         source.trust = Some(trusting(&[("own.pub", &own)]));
         let digest = source.image.digest;
-        assert!(image(&policy, &source, &[material(&host, &digest)]).is_err());
-        assert!(image(&policy, &source, &[material(&own, &digest)]).is_ok());
+        assert!(image(&policy, &source, &[material(&host, &digest)], 0).is_err());
+        assert!(image(&policy, &source, &[material(&own, &digest)], 0).is_ok());
         source.trust = Some(Trust { require_log: true, ..Trust::default() });
-        let refused = image(&policy, &source, &[material(&host, &digest)]).unwrap_err();
+        let refused = image(&policy, &source, &[material(&host, &digest)], 0).unwrap_err();
         assert!(refused.message.contains("require_log"), "{refused}");
     }
 }

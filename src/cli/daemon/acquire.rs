@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, watch};
 
 use super::board::Board;
 use super::candidate::Candidate;
+use super::clock;
 use super::starts::Starts;
 use super::upkeep;
 use super::ztocs::Ztocs;
@@ -171,12 +172,12 @@ impl Acquisition<'_> {
     /// Signature of the pinned digest. Kept material is tried first; only if it does not do is the source asked.
     async fn admit(&self, source: &dyn BlobSource) -> Result<AdmittedImage, Trouble> {
         let (policy, documents) = (&self.rooms.policy, &self.rooms.documents);
-        let pinned = &self.spec.image.digest;
+        let (pinned, now) = (&self.spec.image.digest, clock::now_s());
         let outcome = if admit::verify_mode(policy, self.spec) == VerifyMode::Disabled {
-            admit::image(policy, self.spec, &[])
+            admit::image(policy, self.spec, &[], now)
         } else {
             let kept = documents.signatures(pinned).unwrap_or_default();
-            match (kept.is_empty(), admit::image(policy, self.spec, &kept)) {
+            match (kept.is_empty(), admit::image(policy, self.spec, &kept, now)) {
                 (false, Ok(admitted)) => Ok(admitted),
                 _ => {
                     self.board.local_done(self.at);
@@ -184,7 +185,7 @@ impl Acquisition<'_> {
                     if !found.is_empty() {
                         documents.put_signatures(pinned, &found)?;
                     }
-                    admit::image(policy, self.spec, &found)
+                    admit::image(policy, self.spec, &found, now)
                 }
             }
         };

@@ -12,6 +12,11 @@ pub(crate) fn now_ms() -> u64 {
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Seconds since 1970, as policy counts.
+pub(crate) fn now_s() -> i64 {
+    i64::try_from(now_ms() / 1000).unwrap_or(i64::MAX)
+}
+
 /// Now, in RFC 3339 with milliseconds, UTC.
 pub(crate) fn now_text() -> String {
     text(now_ms())

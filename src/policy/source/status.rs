@@ -20,6 +20,7 @@ use super::spec::SourceSpec;
 use crate::policy::admit::Verification;
 use crate::policy::code::Denied;
 use crate::policy::digest::Digest;
+use crate::policy::trust::verdict::in_words;
 
 /// Where a source is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -377,11 +378,11 @@ impl SourceStatus {
         }
         match (&self.verification, &self.phase) {
             (Some(Verification::Verified(by)), _) => {
-                let words = format!("verified signature of revision {} by {}", self.digest, by.key_name());
+                let words = format!("verified signature of revision {} by {}", self.digest, by.by());
                 want("SourceVerified", "True", "Succeeded", words);
             }
-            (Some(Verification::Unsigned { reason }), _) => {
-                want("SourceVerified", "False", "VerificationError", reason.clone());
+            (Some(Verification::Unsigned { refusals }), _) => {
+                want("SourceVerified", "False", "VerificationError", in_words(refusals));
             }
             (None, Phase::Refused(denied)) if is_about_signatures(denied) => {
                 want("SourceVerified", "False", "VerificationError", denied.message.clone());

@@ -114,8 +114,10 @@ impl fmt::Debug for PublicKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::trust::signature::{SignatureMaterial, verify};
-    use crate::policy::trust::{Trust, TrustedKey};
+    use crate::policy::trust::evidence::SimpleSigning;
+    use crate::policy::trust::signature::tests::subject;
+    use crate::policy::trust::signature::verify;
+    use crate::policy::trust::{SIGNATURE_ANNOTATION, Trust, TrustedKey};
     use aws_lc_rs::encoding::AsDer;
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair};
@@ -197,10 +199,10 @@ mod tests {
             let trust =
                 Trust { keys: vec![TrustedKey { name: key.to_owned(), key: public }], ..Trust::default() };
             let signature_b64 = String::from_utf8(read(signature)).unwrap();
-            let material =
-                SignatureMaterial { payload: payload.clone(), signature_b64, annotations: Vec::new() };
+            let annotations = vec![(SIGNATURE_ANNOTATION.to_owned(), signature_b64)];
+            let layer = SimpleSigning { payload: payload.clone(), annotations };
             let image = Digest::of(b"hello");
-            assert_eq!(verify(&trust, &image, &[material]).is_ok(), holds, "{key} {signature}");
+            assert_eq!(verify(&trust, &subject(&image), &[layer.into()]).is_ok(), holds, "{key} {signature}");
         }
     }
 }

@@ -10,11 +10,13 @@
 //!   layers[i].annotations["dev.cosignproject.cosign/signature"]   base64 of the signature over that blob
 //! ```
 
+pub mod evidence;
 pub mod keys;
 pub mod pem;
 pub mod private_key;
 pub mod signature;
 pub mod simple_signing;
+pub mod verdict;
 
 use super::digest::Digest;
 use keys::PublicKey;

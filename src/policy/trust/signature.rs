@@ -1,118 +1,88 @@
-//! Whether one of the trusted keys vouches for an image.
+//! Whether somebody whom policy trusts vouches for an image.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
 
+use super::evidence::{Evidence, EvidenceName, MAX_EVIDENCE, SimpleSigning, Subject};
 use super::simple_signing::Payload;
+use super::verdict::{Cause, Reason, Refusal, Verified, Voucher};
 use super::{SIGNATURE_ANNOTATION, Trust, signature_tag};
 use crate::policy::digest::Digest;
 
-/// Most signatures of one image that are looked at: each costs a verification a key.
-pub const MAX_SIGNATURES: usize = 64;
-
-/// One signature as it was found: a layer of the signature manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignatureMaterial {
-    /// The layer's bytes: what is signed.
-    pub payload: Vec<u8>,
-    /// The annotation [`SIGNATURE_ANNOTATION`] of the layer; empty when there is none.
-    pub signature_b64: String,
-    /// All annotations of the layer (certificates and log entries, for later).
-    pub annotations: Vec<(String, String)>,
-}
-
-impl SignatureMaterial {
-    /// The material of a layer with these annotations.
-    pub fn new(payload: Vec<u8>, annotations: Vec<(String, String)>) -> Self {
-        let found = annotations.iter().find(|(key, _)| key == SIGNATURE_ANNOTATION);
-        let signature_b64 = found.map(|(_, value)| value.clone()).unwrap_or_default();
-        Self { payload, signature_b64, annotations }
-    }
-}
-
-/// Proof that a trusted key signed the pinned digest. Only [`verify`] makes one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Verified {
-    key_name: String,
-    key_fingerprint: Digest,
-    docker_reference: String,
-}
-
-impl Verified {
-    /// The file name of the key, as configured.
-    pub fn key_name(&self) -> &str {
-        &self.key_name
-    }
-
-    /// SHA-256 of the key's SubjectPublicKeyInfo.
-    pub fn key_fingerprint(&self) -> &Digest {
-        &self.key_fingerprint
-    }
-
-    /// The repository that the signer named.
-    pub fn docker_reference(&self) -> &str {
-        &self.docker_reference
-    }
-}
-
-/// Looks for a signature over `pinned` by one of the trusted keys; the first that holds suffices. Otherwise the
-/// reasons, one a signature, in words that tell what to do.
-pub fn verify(
-    trust: &Trust,
-    pinned: &Digest,
-    materials: &[SignatureMaterial],
-) -> Result<Verified, Vec<String>> {
-    if trust.require_log {
-        return Err(vec![
-            "trust.require_log is set, but transparency logs are not read yet: remove it to rely on the key alone"
-                .to_owned(),
-        ]);
-    }
-    if trust.keys.is_empty() {
-        return Err(vec![
-            "no key is trusted: put the signer's cosign.pub into trust.keys of the policy".to_owned(),
-        ]);
-    }
-    if materials.is_empty() {
-        return Err(vec![format!(
-            "it has no signature (no tag {} beside it): sign it with `addonfs sign --key cosign.key` or `cosign sign --key`",
-            signature_tag(pinned)
-        )]);
-    }
-    let mut reasons = Vec::new();
-    for (at, material) in materials.iter().take(MAX_SIGNATURES).enumerate() {
-        match verify_one(trust, pinned, material) {
+/// Looks for a signature over `subject` by somebody trusted; the first that holds suffices. Otherwise the reasons, one a
+/// piece of evidence.
+pub fn verify(trust: &Trust, subject: &Subject<'_>, evidence: &[Evidence]) -> Result<Verified, Vec<Refusal>> {
+    all_in_vain(trust, subject.digest, evidence)
+        .map_or(Ok(()), |reason| Err(vec![Refusal::of_all(reason)]))?;
+    let mut refusals = Vec::new();
+    for (at, piece) in evidence.iter().take(MAX_EVIDENCE).enumerate() {
+        let name = EvidenceName::of(at, piece);
+        let outcome = match piece {
+            Evidence::SimpleSigning(layer) => simple_signing(trust, subject.digest, layer, &name),
+            Evidence::Bundle(_) => Err(Cause::Unsupported.because("sigstore bundles are not read yet")),
+            Evidence::Notation(_) => Err(Cause::Unsupported.because("Notation envelopes are not read yet")),
+        };
+        match outcome {
             Ok(verified) => return Ok(verified),
-            Err(reason) => reasons.push(format!("signature {}: {reason}", at + 1)),
+            Err(reason) => refusals.push(Refusal { evidence: Some(name), reason }),
         }
     }
-    if materials.len() > MAX_SIGNATURES {
-        reasons.push(format!("{} more signatures were not looked at", materials.len() - MAX_SIGNATURES));
+    if evidence.len() > MAX_EVIDENCE {
+        let words = format!("{} more signatures were not looked at", evidence.len() - MAX_EVIDENCE);
+        refusals.push(Refusal::of_all(Cause::TooMany.because(words)));
     }
-    Err(reasons)
+    Err(refusals)
 }
 
-fn verify_one(trust: &Trust, pinned: &Digest, material: &SignatureMaterial) -> Result<Verified, String> {
-    if material.signature_b64.is_empty() {
-        return Err(format!("the layer has no annotation {SIGNATURE_ANNOTATION}"));
+/// Why no evidence could do, if that is known before looking at it.
+fn all_in_vain(trust: &Trust, pinned: &Digest, evidence: &[Evidence]) -> Option<Reason> {
+    if trust.require_log {
+        return Some(Cause::Unsupported.because(
+            "trust.require_log is set, but transparency logs are not read yet: remove it to rely on the key alone",
+        ));
     }
-    let signature =
-        STANDARD.decode(material.signature_b64.trim()).map_err(|e| format!("it is not base64: {e}"))?;
+    if trust.keys.is_empty() {
+        let words = "no key is trusted: put the signer's cosign.pub into trust.keys of the policy";
+        return Some(Cause::NobodyTrusted.because(words));
+    }
+    evidence.is_empty().then(|| {
+        Cause::NoSignature.because(format!(
+            "it has no signature (no tag {} beside it): sign it with `addonfs sign --key cosign.key` or `cosign sign --key`",
+            signature_tag(pinned)
+        ))
+    })
+}
+
+fn simple_signing(
+    trust: &Trust,
+    pinned: &Digest,
+    layer: &SimpleSigning,
+    name: &EvidenceName,
+) -> Result<Verified, Reason> {
+    let signature = layer.signature_b64().ok_or_else(|| {
+        Cause::Malformed.because(format!("the layer has no annotation {SIGNATURE_ANNOTATION}"))
+    })?;
+    let signature = STANDARD
+        .decode(signature.trim())
+        .map_err(|e| Cause::Malformed.because(format!("it is not base64: {e}")))?;
     // Nothing of the payload is believed before the signature over it holds.
-    let by = trust.keys.iter().find(|trusted| trusted.key.verifies(&material.payload, &signature));
-    let Some(by) = by else {
+    let by = trust.keys.iter().find(|trusted| trusted.key.verifies(&layer.payload, &signature));
+    let by = by.ok_or_else(|| {
         let names: Vec<&str> = trust.keys.iter().map(|k| k.name.as_str()).collect();
-        return Err(format!("it was not made by a trusted key ({})", names.join(", ")));
-    };
-    let payload = Payload::parse(&material.payload)?;
+        let words = format!("it was not made by a trusted key ({})", names.join(", "));
+        Cause::UntrustedKey.because(words)
+    })?;
+    let payload = Payload::parse(&layer.payload).map_err(|why| Cause::Malformed.because(why))?;
     if payload.digest != *pinned {
-        return Err(format!("it is by {} but over {}, not over {pinned}", by.name, payload.digest));
+        let words = format!("it is by {} but over {}, not over {pinned}", by.name, payload.digest);
+        return Err(Cause::OtherSubject.because(words));
     }
     Ok(Verified {
-        key_name: by.name.clone(),
-        key_fingerprint: by.key.fingerprint(),
-        docker_reference: payload.docker_reference,
+        by: Voucher::Key { name: by.name.clone(), fingerprint: by.key.fingerprint() },
+        evidence: name.clone(),
+        signed_reference: Some(payload.docker_reference),
+        signed_at: None,
+        valid_until: None,
     })
 }
 
@@ -121,9 +91,10 @@ pub(in crate::policy) mod tests {
     use super::*;
     use crate::policy::trust::TrustedKey;
     use crate::policy::trust::keys::PrivateKey;
+    use crate::policy::trust::verdict::in_words;
 
     /// A signature by `key` over the image `digest`.
-    pub(in crate::policy) fn material(key: &PrivateKey, digest: &Digest) -> SignatureMaterial {
+    pub(in crate::policy) fn material(key: &PrivateKey, digest: &Digest) -> Evidence {
         let payload = Payload {
             docker_reference: "localhost:5000/org/x".to_owned(),
             digest: *digest,
@@ -131,7 +102,12 @@ pub(in crate::policy) mod tests {
         };
         let payload = payload.to_bytes();
         let signature = STANDARD.encode(key.sign(&payload).unwrap());
-        SignatureMaterial::new(payload, vec![(SIGNATURE_ANNOTATION.to_owned(), signature)])
+        SimpleSigning { payload, annotations: vec![(SIGNATURE_ANNOTATION.to_owned(), signature)] }.into()
+    }
+
+    /// The digest alone.
+    pub(in crate::policy) fn subject(digest: &Digest) -> Subject<'_> {
+        Subject { digest, location: None, now: 0 }
     }
 
     pub(in crate::policy) fn trusting(keys: &[(&str, &PrivateKey)]) -> Trust {
@@ -149,30 +125,35 @@ pub(in crate::policy) mod tests {
         let trust = trusting(&[("other.pub", &other), ("right.pub", &good)]);
         let signed = material(&good, &image);
 
-        let verified = verify(&trust, &image, std::slice::from_ref(&signed)).unwrap();
-        assert_eq!(verified.key_name(), "right.pub");
-        assert_eq!(*verified.key_fingerprint(), good.public().unwrap().fingerprint());
-        assert_eq!(verified.docker_reference(), "localhost:5000/org/x");
+        let verified = verify(&trust, &subject(&image), std::slice::from_ref(&signed)).unwrap();
+        let fingerprint = good.public().unwrap().fingerprint();
+        assert_eq!(*verified.by(), Voucher::Key { name: "right.pub".to_owned(), fingerprint });
+        assert_eq!(verified.signed_reference(), Some("localhost:5000/org/x"));
 
-        let refused = |trust: &Trust, image: &Digest, materials: &[SignatureMaterial], word: &str| {
-            let reasons = verify(trust, image, materials).unwrap_err().join("; ");
-            assert!(reasons.contains(word), "{reasons}");
+        let refused = |trust: &Trust, image: &Digest, evidence: &[Evidence], cause: Cause, word: &str| {
+            let refusals = verify(trust, &subject(image), evidence).unwrap_err();
+            assert_eq!(refusals[0].reason.code, cause, "{refusals:?}");
+            assert!(in_words(&refusals).contains(word), "{refusals:?}");
         };
         let alone = std::slice::from_ref(&signed);
-        refused(&trust, &image, &[], "no signature");
-        refused(&Trust::default(), &image, alone, "no key is trusted");
-        refused(&trusting(&[("other.pub", &other)]), &image, alone, "other.pub");
-        refused(&trust, &Digest::of(b"another"), alone, "not over");
-        refused(&Trust { require_log: true, ..trust.clone() }, &image, alone, "require_log");
+        let require_log = Trust { require_log: true, ..trust.clone() };
+        refused(&trust, &image, &[], Cause::NoSignature, "no signature");
+        refused(&Trust::default(), &image, alone, Cause::NobodyTrusted, "no key is trusted");
+        refused(&trusting(&[("other.pub", &other)]), &image, alone, Cause::UntrustedKey, "other.pub");
+        refused(&trust, &Digest::of(b"another"), alone, Cause::OtherSubject, "not over");
+        refused(&require_log, &image, alone, Cause::Unsupported, "require_log");
 
-        let mut changed = signed.clone();
-        changed.payload.push(b' ');
-        refused(&trust, &image, &[changed], "trusted key");
-        let mut garbage = signed.clone();
-        garbage.signature_b64 = "%".to_owned();
-        refused(&trust, &image, &[garbage.clone()], "base64");
-        refused(&trust, &image, &[SignatureMaterial::new(signed.payload.clone(), Vec::new())], "annotation");
+        let Evidence::SimpleSigning(layer) = &signed else { panic!("{signed:?}") };
+        let with = |change: &dyn Fn(&mut SimpleSigning)| {
+            let mut layer = layer.clone();
+            change(&mut layer);
+            Evidence::from(layer)
+        };
+        refused(&trust, &image, &[with(&|l| l.payload.push(b' '))], Cause::UntrustedKey, "trusted key");
+        let garbage = with(&|l| l.annotations[0].1 = "%".to_owned());
+        refused(&trust, &image, std::slice::from_ref(&garbage), Cause::Malformed, "base64");
+        refused(&trust, &image, &[with(&|l| l.annotations.clear())], Cause::Malformed, "annotation");
         // One bad signature beside a good one does no harm.
-        assert!(verify(&trust, &image, &[garbage, signed]).is_ok());
+        assert_eq!(verify(&trust, &subject(&image), &[garbage, signed]).unwrap().evidence().number, 2);
     }
 }

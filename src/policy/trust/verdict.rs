@@ -1,0 +1,139 @@
+//! What became of the evidence: who vouches for an image, or every reason why nobody does.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::evidence::EvidenceName;
+use crate::policy::digest::Digest;
+
+/// Proof that somebody trusted vouches for the pinned digest. Only this room makes one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    pub(super) by: Voucher,
+    pub(super) evidence: EvidenceName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) signed_reference: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) signed_at: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) valid_until: Option<i64>,
+}
+
+/// Who vouches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Voucher {
+    /// A key of the configuration.
+    Key {
+        /// The file's name, as configured.
+        name: String,
+        /// SHA-256 of the SubjectPublicKeyInfo.
+        fingerprint: Digest,
+    },
+}
+
+impl Verified {
+    /// Who vouches.
+    pub fn by(&self) -> &Voucher {
+        &self.by
+    }
+
+    /// The piece of evidence that holds.
+    pub fn evidence(&self) -> &EvidenceName {
+        &self.evidence
+    }
+
+    /// The repository that the signer named, where the layout has one. Not compared: images are copied.
+    pub fn signed_reference(&self) -> Option<&str> {
+        self.signed_reference.as_deref()
+    }
+
+    /// When it was signed, seconds since 1970, where somebody trusted says so.
+    pub fn signed_at(&self) -> Option<i64> {
+        self.signed_at
+    }
+
+    /// When it ceases to hold, seconds since 1970, if ever.
+    pub fn valid_until(&self) -> Option<i64> {
+        self.valid_until
+    }
+}
+
+impl fmt::Display for Voucher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// Why a piece of evidence, or all that was found, does not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// Which piece; `None` if it is about all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<EvidenceName>,
+    /// Why, in words that tell what to do.
+    #[serde(flatten)]
+    pub reason: Reason,
+}
+
+/// A reason: what programs compare, and words for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// The kind of reason.
+    pub code: Cause,
+    /// What it is about and what to do, in words.
+    #[serde(rename = "reason")]
+    pub words: String,
+}
+
+/// The kinds of reasons. Their names stand in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Policy names nobody who could vouch.
+    NobodyTrusted,
+    /// There is nothing beside the image.
+    NoSignature,
+    /// There is more than is looked at.
+    TooMany,
+    /// Policy asks for what is not supported.
+    Unsupported,
+    /// The envelope, or something in it, cannot be read.
+    Malformed,
+    /// It was not made by a trusted key.
+    UntrustedKey,
+    /// It vouches for something else than the pinned digest.
+    OtherSubject,
+}
+
+impl Cause {
+    /// The reason of this kind with these words.
+    pub(super) fn because(self, words: impl Into<String>) -> Reason {
+        Reason { code: self, words: words.into() }
+    }
+}
+
+impl Refusal {
+    /// A refusal of everything that was found.
+    pub(super) fn of_all(reason: Reason) -> Self {
+        Self { evidence: None, reason }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.evidence {
+            Some(evidence) => write!(f, "{evidence}: {}", self.reason.words),
+            None => f.write_str(&self.reason.words),
+        }
+    }
+}
+
+/// All refusals in one line.
+pub fn in_words(refusals: &[Refusal]) -> String {
+    let each: Vec<String> = refusals.iter().map(Refusal::to_string).collect();
+    each.join("; ")
+}
