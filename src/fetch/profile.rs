@@ -121,7 +121,7 @@ impl Profile {
 
     /// The profile that was published beside `image`, if there is one that can be used.
     pub async fn published(source: &dyn BlobSource, image: &Digest) -> Result<Option<Self>, FetchError> {
-        for referrer in source.referrers(image, ARTIFACT).await?.iter().take(MAX_PUBLISHED) {
+        for referrer in source.referrers(image, &[ARTIFACT]).await?.iter().take(MAX_PUBLISHED) {
             match Self::from_referrer(source, &referrer.digest, image).await {
                 Ok(profile) => return Ok(Some(profile)),
                 Err(error) => tracing::info!(%image, %error, "a published profile is of no use"),

@@ -24,7 +24,7 @@ use super::store::{Stage, Store};
 use crate::policy::digest::{Digest, Hasher};
 use crate::policy::image::{Descriptor, ImageManifest};
 use crate::policy::soci::{Binding, INDEX_DIGEST, INDEX_V1, SociIndex};
-use crate::policy::trust::evidence::Subject;
+use crate::policy::trust::evidence::{Evidence, Subject};
 use crate::policy::trust::verdict::in_words;
 use crate::policy::trust::{Trust, signature};
 
@@ -74,7 +74,7 @@ async fn signed(
     image: &Digest,
     trust: &Trust,
 ) -> Result<Option<SociIndex>, FetchError> {
-    for candidate in source.referrers(image, INDEX_V1).await?.into_iter().take(MAX_CANDIDATES) {
+    for candidate in source.referrers(image, &[INDEX_V1]).await?.into_iter().take(MAX_CANDIDATES) {
         match signed_one(source, image, &candidate.digest, trust).await {
             Ok(index) => return Ok(Some(index)),
             Err(error) => tracing::warn!(%image, %error, "not used"),
@@ -95,8 +95,9 @@ async fn signed_one(
     index: &Digest,
     trust: &Trust,
 ) -> Result<SociIndex, FetchError> {
-    let signatures = signatures::fetch(source, index).await?;
     let subject = Subject { digest: index, location: None, now: now() };
+    let holds = |found: &[Evidence]| signature::verify(trust, &subject, found).is_ok();
+    let signatures = signatures::find(source, index, &holds).await?;
     signature::verify(trust, &subject, &signatures).map_err(|refusals| {
         unusable(index, &format!("no key of trust.index_keys vouches for it: {}", in_words(&refusals)))
     })?;

@@ -56,9 +56,10 @@ pub trait BlobSource: Send + Sync + fmt::Debug {
         Ok(Some(Tagged { digest, media_type, content }))
     }
 
-    /// Manifests of type `artifact_type` that name `subject`, at most 32. Not checked: anybody may list any.
-    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>, FetchError> {
-        referrers::by_tag(self, subject, artifact_type).await
+    /// Manifests of one of these artifact types (`""` is none said) that are listed as naming `subject`, at most 256.
+    /// Not checked: anybody may list any.
+    async fn referrers(&self, subject: &Digest, types: &[&str]) -> Result<Vec<Descriptor>, FetchError> {
+        referrers::by_tag(self, subject, types).await
     }
 
     /// A whole blob of at most `limit` bytes, checked.

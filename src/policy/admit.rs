@@ -60,6 +60,11 @@ impl AdmittedImage {
     pub fn verification(&self) -> &Verification {
         &self.verification
     }
+
+    /// Whether somebody trusted vouches for it.
+    pub fn is_signed(&self) -> bool {
+        matches!(self.verification, Verification::Verified(_))
+    }
 }
 
 impl AdmittedAddon {

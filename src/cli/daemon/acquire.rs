@@ -34,6 +34,7 @@ use crate::policy::image::{Descriptor, Platform};
 use crate::policy::rules::{Policy, VerifyMode};
 use crate::policy::source::spec::{PullPolicy, SourceSpec};
 use crate::policy::source::status::Transition;
+use crate::policy::trust::evidence::Evidence;
 
 /// Largest add-on manifest; the parser's own limit is the same.
 const MAX_ADDON_MANIFEST: u64 = 1 << 20;
@@ -181,7 +182,10 @@ impl Acquisition<'_> {
                 (false, Ok(admitted)) => Ok(admitted),
                 _ => {
                     self.board.local_done(self.at);
-                    let found = signatures::fetch(source, pinned).await?;
+                    let holds = |found: &[Evidence]| {
+                        admit::image(policy, self.spec, found, now).is_ok_and(|image| image.is_signed())
+                    };
+                    let found = signatures::find(source, pinned, &holds).await?;
                     if !found.is_empty() {
                         documents.put_signatures(pinned, &found)?;
                     }

@@ -345,10 +345,10 @@ impl BlobSource for Mirrored {
         self.0.tag(|place| async move { place.tagged(tag).await }).await
     }
 
-    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>, FetchError> {
+    async fn referrers(&self, subject: &Digest, types: &[&str]) -> Result<Vec<Descriptor>, FetchError> {
         // As with tags: a mirror's list may be older than the registry's.
         let listed = |place: Arc<Registry>| async move {
-            let found = place.referrers(subject, artifact_type).await?;
+            let found = place.referrers(subject, types).await?;
             Ok((!found.is_empty()).then_some(found))
         };
         Ok(self.0.tag(listed).await?.unwrap_or_default())

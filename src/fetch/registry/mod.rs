@@ -204,13 +204,12 @@ impl BlobSource for Registry {
         retry::retried(&self.client.retry, || manifests::tagged(&self.client, tag)).await
     }
 
-    async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>, FetchError> {
+    async fn referrers(&self, subject: &Digest, types: &[&str]) -> Result<Vec<Descriptor>, FetchError> {
         let listed =
-            retry::retried(&self.client.retry, || referrers::get(&self.client, subject, artifact_type))
-                .await?;
+            retry::retried(&self.client.retry, || referrers::get(&self.client, subject, types)).await?;
         match listed {
             Some(listed) => Ok(listed),
-            None => super::referrers::by_tag(self, subject, artifact_type).await,
+            None => super::referrers::by_tag(self, subject, types).await,
         }
     }
 

@@ -13,18 +13,18 @@ use super::client::{Address, Client, Request};
 use super::status;
 use crate::fetch::document;
 use crate::fetch::error::FetchError;
-use crate::fetch::referrers::{MAX_REFERRERS, of_type};
+use crate::fetch::referrers::{MAX_REFERRERS, of_types};
 use crate::policy::digest::Digest;
 use crate::policy::image::{Descriptor, OCI_INDEX};
 
 /// Most pages of one list that are read.
 const MAX_PAGES: usize = 8;
 
-/// The referrers of `subject` of one type; `None` where the registry keeps no list. One attempt.
+/// The referrers of `subject` of one of `types`; `None` where the registry keeps no list. One attempt.
 pub(super) async fn get(
     client: &Client,
     subject: &Digest,
-    artifact_type: &str,
+    types: &[&str],
 ) -> Result<Option<Vec<Descriptor>>, FetchError> {
     let what = format!("referrers of {subject} in {}", client.endpoint.display());
     // Filtering by the registry is optional, so it is done here.
@@ -53,7 +53,7 @@ pub(super) async fn get(
         let next =
             answer.response.headers().get(LINK).and_then(|link| next(link.to_str().ok()?, &answer.url));
         let list = read_limited(answer.response, document::MAX_DOCUMENT, &what, client.stall).await?;
-        found.extend(of_type(&list, artifact_type).map_err(|error| error.context(&what))?);
+        found.extend(of_types(&list, types).map_err(|error| error.context(&what))?);
         match next {
             Some(next) if found.len() < MAX_REFERRERS => page = Address::Url(next),
             _ => break,
