@@ -88,11 +88,11 @@ fn an_indexed_image_is_read_by_ranges() {
     assert_eq!(s.proxy().take_seen("").len(), 0, "{}", s.log());
     s.umount();
 
-    // Without keys for indexes nobody is asked for any.
+    // Without keys for indexes nobody is asked for any: the one list of referrers is for signatures.
     s.sh("rm -rf cache; sed -i 's/, index_keys: .index.pub.//' addonfs.yaml").ok();
     s.ready();
     let asked = s.proxy().take_seen("");
-    assert!(asked.iter().all(|seen| !seen.path.contains("referrers")), "{asked:?}");
+    assert!(asked.iter().filter(|seen| seen.path.contains("referrers")).count() <= 1, "{asked:?}");
 }
 
 #[test]
