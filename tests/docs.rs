@@ -77,6 +77,7 @@ fn addon() -> AddonJobs {
         tree: digest,
         image: "localhost:5000/tools".into(),
         trust: Value::Null,
+        refused_under: Vec::new(),
     }
 }
 

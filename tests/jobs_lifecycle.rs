@@ -70,6 +70,7 @@ fn addon(tree: &str) -> AddonJobs {
         tree: digest,
         image: "localhost:5000/org/backup-tools".into(),
         trust: serde_json::json!({"verified": true}),
+        refused_under: Vec::new(),
     }
 }
 
@@ -170,7 +171,7 @@ fn from_mkdir_to_record() {
     let (dir, world) = (state_dir(), World::new());
     let daemon = Daemon::boot_with(dir.path(), &world, |options| {
         options.group = Some(7);
-        options.ceilings = Resources { cpu_millis: Some(1000), ..Resources::default() };
+        options.policy.ceilings = Resources { cpu_millis: Some(1000), ..Resources::default() };
     });
     let run = daemon.create(BACKUP, "nightly", "{\"then\":\"hang\"}");
     assert_eq!((run.state(), run.owner(), run.exit_code_text().as_str()), (RunState::Created, (1000, 7), ""));

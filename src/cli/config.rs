@@ -4,16 +4,22 @@
 //! key that nobody knows is an error with its line; in flwd.yaml, whose other sections belong to another program, a
 //! warning. Relative paths are relative to the file.
 
+pub(crate) mod beside;
+mod files;
 mod registries;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub(crate) use beside::Beside;
+pub(crate) use files::Files;
 
 use anyhow::Context as _;
 
 use crate::fetch::registry::Registries;
 use crate::fetch::store::{StoreOptions, Verify};
 use crate::jobs::{Retention, RunLimits};
+use crate::policy::code::{Code, Denied};
 use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
 use crate::policy::quantity::Share;
 use crate::policy::rules::Policy;
@@ -36,6 +42,8 @@ pub(crate) struct Config {
     pub docker_config: Option<PathBuf>,
     /// The rules.
     pub policy: Policy,
+    /// The policy file, if there is one.
+    pub policy_file: Option<PathBuf>,
     /// The sources, in their order.
     pub sources: Vec<SourceSpec>,
     /// What was read over, in words.
@@ -160,64 +168,71 @@ impl Default for Jobs {
 }
 
 impl Config {
-    /// Reads and checks a file.
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        Self::from_text(path, &Self::text(path)?)
+    /// Reads and checks the file at `path` and those that it names.
+    pub(crate) fn load(path: &Path, beside: &Beside, files: &Files) -> anyhow::Result<Self> {
+        let flowd = path.file_name().is_some_and(|name| name == "flwd.yaml");
+        let dialect = if flowd { Dialect::Flowd } else { Dialect::Addonfs };
+        let text = Self::text(path, files)?;
+        Self::parse(&path.display().to_string(), &text, &folder(path)?, dialect, beside, files)
     }
 
-    /// The bytes of a file.
-    pub(crate) fn text(path: &Path) -> anyhow::Result<Vec<u8>> {
-        std::fs::read(path).with_context(|| {
+    fn text(path: &Path, files: &Files) -> anyhow::Result<Vec<u8>> {
+        files.read(path).with_context(|| {
             format!("cannot read the configuration {} (name one with --config)", path.display())
         })
-    }
-
-    /// Checks the bytes of the file at `path`.
-    pub(crate) fn from_text(path: &Path, text: &[u8]) -> anyhow::Result<Self> {
-        let flowd = path.file_name().is_some_and(|name| name == "flwd.yaml");
-        let base = std::path::absolute(path)?.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
-        Self::parse(
-            &path.display().to_string(),
-            text,
-            &base,
-            if flowd { Dialect::Flowd } else { Dialect::Addonfs },
-        )
     }
 
     /// The section `registries` alone, for commands that reach registries without a daemon; the other sections are
     /// not judged.
     pub(crate) fn registries(path: &Path) -> anyhow::Result<Registries> {
-        let (file, text) = (path.display().to_string(), Self::text(path)?);
+        let files = Files::default();
+        let (file, text) = (path.display().to_string(), Self::text(path, &files)?);
         let node = yaml::parse(&text).map_err(|problem| refusal(&file, &[problem]))?;
-        let base = std::path::absolute(path)?.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
+        let base = folder(path)?;
         let mut report = Report::new(Dialect::Addonfs);
         let top = Field::root(&node).fields(&mut report);
         let found = top.and_then(|mut top| top.take("registries"));
-        let found = found.map(|f| registries::registries(&f, &base, &mut report));
+        let found = found.map(|f| registries::registries(&f, &base, &files, &mut report));
         report.finish(&file)?;
         Ok(found.unwrap_or_default())
     }
 
-    fn parse(file: &str, text: &[u8], base: &Path, dialect: Dialect) -> anyhow::Result<Self> {
+    fn parse(
+        file: &str,
+        text: &[u8],
+        base: &Path,
+        dialect: Dialect,
+        beside: &Beside,
+        files: &Files,
+    ) -> anyhow::Result<Self> {
         let node = yaml::parse(text).map_err(|problem| refusal(file, &[problem]))?;
         let mut report = Report::new(dialect);
         let Some(mut top) = Field::root(&node).fields(&mut report) else {
             report.finish(file)?;
             anyhow::bail!("{file} holds no mapping");
         };
-        let policy_and_sources = sections(&mut top, base, &mut report);
+        let mut policy_and_sources = sections(&mut top, base, &mut report);
         let mut path = |key| top.take(key).and_then(|f| f.text(&mut report)).map(|text| base.join(text));
         let (mount_point, state_dir) = (path("mount_point"), path("state_dir"));
         let (cache_dir, docker_config) = (path("cache_dir"), path("docker_config"));
+        let policy_file = path("policy_file");
         let group = top.take("group").and_then(|f| f.text(&mut report));
-        let registries = top.take("registries").map(|f| registries::registries(&f, base, &mut report));
+        let registries = top.take("registries").map(|f| registries::registries(&f, base, files, &mut report));
         let read = section(&mut top, "read", &mut report, read);
         let cache = section(&mut top, "cache", &mut report, cache);
         let prefetch = section(&mut top, "prefetch", &mut report, prefetch);
         let jobs = section(&mut top, "jobs", &mut report, |fields, report| jobs(fields, base, report));
         top.finish(&mut report);
-        let warnings = report.finish(file)?.iter().map(|p| format!("{file}: {p}")).collect();
-        let (policy, sources) = policy_and_sources.resolve(&|path| std::fs::read(path))?;
+        let mut warnings: Vec<String> = report.finish(file)?.iter().map(|p| format!("{file}: {p}")).collect();
+        let policy_file = one_policy_file(policy_file, beside.policy_file.clone())?;
+        if let Some(path) = &policy_file {
+            let file = path.display().to_string();
+            let text = files.read(path).with_context(|| format!("cannot read the policy file {file}"))?;
+            let added = policy_and_sources.add_policy_file(&file, &text, &folder(path)?)?;
+            warnings.extend(added.iter().map(|p| format!("{file}: {p}")));
+        }
+        let (mut policy, sources) = policy_and_sources.resolve(&|path| files.read(path))?;
+        beside.apply(&mut policy)?;
         Ok(Self {
             mount_point,
             state_dir,
@@ -225,6 +240,7 @@ impl Config {
             group,
             docker_config,
             policy,
+            policy_file,
             sources,
             warnings,
             registries: registries.unwrap_or_default(),
@@ -233,6 +249,27 @@ impl Config {
             prefetch,
             jobs,
         })
+    }
+}
+
+/// The folder that paths in a file are relative to.
+fn folder(path: &Path) -> anyhow::Result<PathBuf> {
+    Ok(std::path::absolute(path)?.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned))
+}
+
+/// The environment may name a policy file where the configuration does not; it must not put one in the place of another.
+fn one_policy_file(ours: Option<PathBuf>, named: Option<PathBuf>) -> Result<Option<PathBuf>, Denied> {
+    match (ours, named) {
+        (Some(ours), Some(named)) if ours != named => Err(Denied::new(
+            Code::Config,
+            format!(
+                "policy_file is {} and {} names {}: keep one of them",
+                ours.display(),
+                beside::POLICY_FILE,
+                named.display()
+            ),
+        )),
+        (ours, named) => Ok(ours.or(named)),
     }
 }
 
@@ -353,7 +390,20 @@ mod tests {
     use super::*;
 
     fn parse(text: &str, dialect: Dialect) -> anyhow::Result<Config> {
-        Config::parse("addonfs.yaml", text.as_bytes(), Path::new("/etc/x"), dialect)
+        let (beside, files) = (Beside::default(), Files::default());
+        Config::parse("addonfs.yaml", text.as_bytes(), Path::new("/etc/x"), dialect, &beside, &files)
+    }
+
+    #[test]
+    fn there_is_one_policy_file() {
+        let path = |name: &str| Some(PathBuf::from(name));
+        assert_eq!(one_policy_file(None, None), Ok(None));
+        assert_eq!(one_policy_file(path("/a"), None), Ok(path("/a")));
+        assert_eq!(one_policy_file(None, path("/a")), Ok(path("/a")));
+        assert_eq!(one_policy_file(path("/a"), path("/a")), Ok(path("/a")));
+        assert_eq!(one_policy_file(path("/a"), path("/b")).unwrap_err().code, Code::Config);
+        let error = parse("policy_file: none.yaml", Dialect::Addonfs).unwrap_err();
+        assert!(error.to_string().contains("/etc/x/none.yaml"), "{error:#}");
     }
 
     #[test]
@@ -458,7 +508,11 @@ mod tests {
         std::fs::write(dir.path().join("ca.pem"), CERTIFICATE).unwrap();
         let block = DOCS.split("```yaml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let text = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
-        let config = Config::parse("addonfs.yaml", text.as_bytes(), dir.path(), Dialect::Addonfs).unwrap();
+        std::fs::write(dir.path().join("flwd.policy.yaml"), "").unwrap();
+        let (beside, files) = (Beside::default(), Files::default());
+        let dialect = Dialect::Addonfs;
+        let config =
+            Config::parse("addonfs.yaml", text.as_bytes(), dir.path(), dialect, &beside, &files).unwrap();
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
         // What the page calls a default is one.
         let default = Jobs::default();

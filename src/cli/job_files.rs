@@ -11,7 +11,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
+use super::config::beside::profile_of_environment;
 use super::mounted;
+use crate::policy::rules::Profile;
 
 /// Largest record.json or jobs.json that is read.
 const MAX_JSON: u64 = 64 << 20;
@@ -27,6 +29,26 @@ pub(crate) struct MountArg {
     mount: Option<PathBuf>,
 }
 
+/// The profile that `run` and `plan` ask for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProfileArg {
+    /// Ask for this security profile: a stricter one is granted, a looser one where the host's policy names it
+    /// [default: $ADDONFS_PROFILE, $FLWD_PROFILE, else the host's]
+    #[arg(long, value_name = "PROFILE")]
+    profile: Option<Profile>,
+}
+
+impl ProfileArg {
+    /// The options of the job's own programs that ask for it.
+    pub(crate) fn options(&self) -> anyhow::Result<Vec<OsString>> {
+        let profile = match self.profile {
+            Some(profile) => Some(profile),
+            None => profile_of_environment()?.map(|(profile, _)| profile),
+        };
+        Ok(profile.map(|profile| vec!["-p".into(), profile.to_string().into()]).unwrap_or_default())
+    }
+}
+
 /// A mounted tree.
 #[derive(Debug)]
 pub(crate) struct Tree(PathBuf);
@@ -36,13 +58,13 @@ impl MountArg {
     pub(crate) fn become_job(
         &self,
         program: &str,
-        option: Option<OsString>,
+        options: Vec<OsString>,
         words: Vec<OsString>,
     ) -> anyhow::Error {
         let mut words = words.into_iter();
         let job = words.next().unwrap_or_default();
         match self.tree().and_then(|tree| tree.job(&job.to_string_lossy())) {
-            Ok(folder) => become_program(&folder.join(program), option.into_iter().chain(words)),
+            Ok(folder) => become_program(&folder.join(program), options.into_iter().chain(words)),
             Err(error) => error,
         }
     }

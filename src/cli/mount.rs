@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::config::Config;
+use super::config::{Beside, Config, Files};
 use super::daemon::holder::{self, HoldOptions, Ready};
 use super::daemon::lock::StateLock;
 use super::dirs::Dirs;
@@ -50,6 +50,9 @@ pub(crate) struct MountArgs {
     /// Print the status as JSON once settled
     #[arg(long, short, value_name = "FORMAT", value_parser = ["json"], conflicts_with = "foreground")]
     output: Option<String>,
+    /// Let the configuration say `profile: disabled`, under which next to nothing is checked; for development
+    #[arg(long)]
+    allow_disabled_policy: bool,
     /// The mount point [default: `mount_point` of the configuration]
     dir: Option<PathBuf>,
 }
@@ -74,8 +77,10 @@ pub(crate) fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
 /// Reads the configuration once, so that its errors come before anything is mounted.
 fn resolve(args: &MountArgs) -> anyhow::Result<HoldOptions> {
     let config_path = args.config.clone().unwrap_or_else(Dirs::standard_config);
-    let config = Config::read(&config_path)?;
-    for warning in &config.warnings {
+    let beside = Beside::of_environment()?.allowing_disabled(args.allow_disabled_policy);
+    let mut config = Config::load(&config_path, &beside, &Files::default())?;
+    let of_policy = beside.admit(&mut config.policy)?;
+    for warning in config.warnings.iter().chain(&of_policy) {
         eprintln!("addonfs: warning: {warning}");
     }
     let dir = args.dir.clone().or_else(|| config.mount_point.clone()).with_context(|| {
@@ -104,6 +109,7 @@ fn resolve(args: &MountArgs) -> anyhow::Result<HoldOptions> {
         config: config_path.canonicalize()?,
         dirs,
         foreground: args.foreground,
+        beside,
     })
 }
 

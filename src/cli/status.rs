@@ -29,7 +29,7 @@ pub(crate) fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     }
     let word = |pointer: &str| raw.pointer(pointer).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
     println!("mount     {}   (addonfs {}, pid {})", mount.display(), word("/version"), status.pid);
-    println!("profile   {}", word("/profile"));
+    println!("profile   {} (by {})", word("/policy/profile"), word("/policy/profile_from"));
     println!("reading   {}", word("/reading/how"));
     println!("survival  {}", word("/survival/how"));
     println!("runtime   {}", word("/runtime/how"));

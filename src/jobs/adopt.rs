@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{ArgsText, MAX_ARGS_BYTES};
+use super::control::Asked;
 use super::error::JobError;
 use super::executor::{EXIT_FILE, Outcome, SHIM_FILE, ShimId, Stop};
 use super::handle::Shared;
@@ -155,7 +156,9 @@ fn requeue(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<(), JobError> {
         return Ok(());
     }
     let args = inner.record.args.clone().unwrap_or_default();
-    let decision = shared.decide_start(run.job_id(), Given::Json(args))?;
+    // What was asked for is asked again: policy may have changed.
+    let profile = inner.record.policy["profile_asked"].as_str().map(str::parse).transpose()?;
+    let decision = shared.decide_start(run.job_id(), Asked { given: Given::Json(args), profile })?;
     if decision.job.addon.tree != inner.record.tree {
         return Err(JobError::Busy(
             "the add-on was updated while the run was queued; start a new run".into(),

@@ -118,7 +118,7 @@ fn rehearse(run: &Run, commands: &[Command]) -> Result<(), JobError> {
         if run.judge(&inner, state, command.verb(), same)? {
             state = state.after(command.verb());
             match command {
-                Command::Start { token: new, stdin } => (token, has_stdin) = (new.as_deref(), *stdin),
+                Command::Start { token: new, stdin, .. } => (token, has_stdin) = (new.as_deref(), *stdin),
                 Command::Eof if !has_stdin => return Err(no_stdin(run)),
                 _ => {}
             }
@@ -130,8 +130,8 @@ fn rehearse(run: &Run, commands: &[Command]) -> Result<(), JobError> {
 impl Shared {
     fn obey(self: &Arc<Self>, run: &Arc<Run>, command: &Command) -> Result<String, JobError> {
         match command {
-            Command::Start { token, stdin } => {
-                self.start(run, token.as_deref(), *stdin).map(|state| format!("{state}\n"))
+            Command::Start { token, stdin, profile } => {
+                self.start(run, token.as_deref(), *stdin, *profile).map(|state| format!("{state}\n"))
             }
             Command::Cancel => self.cancel(run),
             Command::Kill(signal) => self.kill(run, *signal),
@@ -141,9 +141,9 @@ impl Shared {
 
     fn judge(&self, job_id: &str, command: JobCommand) -> Result<Judged, JobError> {
         match command {
-            JobCommand::Run(given) => self.decide_start(job_id, given).map(|d| Judged::Start(Box::new(d))),
-            JobCommand::Plan(given) => self
-                .decide(job_id, given)
+            JobCommand::Run(asked) => self.decide_start(job_id, asked).map(|d| Judged::Start(Box::new(d))),
+            JobCommand::Plan(asked) => self
+                .decide(job_id, asked)
                 .map(|decision| Judged::Say(String::from_utf8_lossy(&decision.plan.json).into_owned())),
             JobCommand::Help => {
                 let job = self.jobs().get(job_id).cloned();

@@ -5,8 +5,8 @@
 //!
 //! | where | command |
 //! |---|---|
-//! | job | `run [WORDS \| {…}]`, `plan [WORDS \| {…}]`, `help` |
-//! | run | `start [id=TOKEN] [stdin]`, `cancel`, `kill [SIGNAL]`, `eof` |
+//! | job | `run [-p PROFILE] [WORDS \| {…}]`, `plan [-p PROFILE] [WORDS \| {…}]`, `help` |
+//! | run | `start [id=TOKEN] [profile=PROFILE] [stdin]`, `cancel`, `kill [SIGNAL]`, `eof` |
 //!
 //! Words are separated by blanks; `'…'`, `"…"` and `\` quote as in a shell, nothing is expanded. They may also be one
 //! JSON array of strings on one line: what the mount's own `plan` writes, because that can hold any word, newlines too.
@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use super::error::JobError;
 use super::state::Verb;
 use crate::policy::arguments::Given;
+use crate::policy::rules::Profile;
 
 /// Most commands in one write. A write is below 4096 bytes, and more than this is a mistake.
 pub const MAX_COMMANDS: usize = 64;
@@ -34,6 +35,8 @@ pub enum Command {
         token: Option<String>,
         /// Give the job the run's `stdin` instead of /dev/null.
         stdin: bool,
+        /// Run it under this profile; a looser one than holds needs policy's consent.
+        profile: Option<Profile>,
     },
     /// End it: TERM, grace, KILL.
     Cancel,
@@ -55,13 +58,22 @@ impl Command {
     }
 }
 
+/// What a caller asks of a job.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The arguments.
+    pub given: Given,
+    /// The profile to run under; a looser one than holds needs policy's consent.
+    pub profile: Option<Profile>,
+}
+
 /// A command of a job's `ctl`.
 #[derive(Debug, Clone)]
 pub enum JobCommand {
     /// Make a run and start it.
-    Run(Given),
+    Run(Asked),
     /// Say what would run.
-    Plan(Given),
+    Plan(Asked),
     /// How the job is called.
     Help,
 }
@@ -73,17 +85,22 @@ pub fn parse_run(bytes: &[u8]) -> Result<Vec<Command>, JobError> {
         "cancel" => no_words("cancel", rest).map(|()| Command::Cancel),
         "kill" => kill(&words(rest)?),
         "eof" => no_words("eof", rest).map(|()| Command::Eof),
-        other => Err(unknown(other, "start [id=TOKEN] [stdin], cancel, kill [SIGNAL], eof")),
+        other => {
+            Err(unknown(other, "start [id=TOKEN] [profile=PROFILE] [stdin], cancel, kill [SIGNAL], eof"))
+        }
     })
 }
 
 /// Reads the commands of one write to a job's `ctl`.
 pub fn parse_job(bytes: &[u8]) -> Result<Vec<JobCommand>, JobError> {
     commands(bytes, |verb, rest| match verb {
-        "run" => given(rest).map(JobCommand::Run),
-        "plan" => given(rest).map(JobCommand::Plan),
+        "run" => asked(rest).map(JobCommand::Run),
+        "plan" => asked(rest).map(JobCommand::Plan),
         "help" => no_words("help", rest).map(|()| JobCommand::Help),
-        other => Err(unknown(other, "run, plan (each with words or one JSON object), help")),
+        other => Err(unknown(
+            other,
+            "run, plan (each with -p PROFILE if need be, and words or one JSON object), help",
+        )),
     })
 }
 
@@ -115,7 +132,8 @@ fn commands<T>(bytes: &[u8], read: impl Fn(&str, &str) -> Result<T, JobError>) -
 /// Where the command ends: after its JSON object, or at the end of the line.
 fn end_of_command(rest: &str) -> Result<usize, JobError> {
     let line_end = rest.find('\n').unwrap_or(rest.len());
-    let blank = rest.len() - rest.trim_start_matches([' ', '\t']).len();
+    let behind = profile_option(rest).map_or(rest, |(_, behind)| behind);
+    let blank = rest.len() - behind.trim_start_matches([' ', '\t']).len();
     if !rest[blank..].starts_with('{') {
         return Ok(line_end);
     }
@@ -129,6 +147,25 @@ fn end_of_command(rest: &str) -> Result<usize, JobError> {
     let tail = rest[end..].split('\n').next().unwrap_or("").trim();
     // The tail is not quoted: it may be a value that went astray.
     if tail.is_empty() { Ok(end) } else { Err(invalid("more text comes after the JSON object")) }
+}
+
+fn asked(rest: &str) -> Result<Asked, JobError> {
+    let (profile, rest) = match profile_option(rest) {
+        Some((name, behind)) => (Some(name.parse()?), behind),
+        None => (None, rest),
+    };
+    Ok(Asked { given: given(rest.trim())?, profile })
+}
+
+/// `-p NAME` at the front of a job's command, and what comes behind. No argument of a job looks like it.
+fn profile_option(rest: &str) -> Option<(&str, &str)> {
+    let blank = [' ', '\t'];
+    let behind = rest.trim_start_matches(blank).strip_prefix("-p")?;
+    let name = behind.trim_start_matches(blank);
+    if name.len() == behind.len() {
+        return None;
+    }
+    Some(name.split_at(name.find(|c: char| c.is_whitespace() || c == '{').unwrap_or(name.len())))
 }
 
 fn given(rest: &str) -> Result<Given, JobError> {
@@ -145,21 +182,23 @@ fn given(rest: &str) -> Result<Given, JobError> {
 }
 
 fn start(words: &[String]) -> Result<Command, JobError> {
-    let (mut token, mut stdin) = (None, false);
+    let (mut token, mut stdin, mut profile) = (None, false, None);
     for word in words {
         match word.split_once('=') {
             Some(("id", value)) if token.is_none() => token = Some(checked_token(value)?),
             Some(("id", _)) => return Err(invalid("start has two ids")),
+            Some(("profile", value)) if profile.is_none() => profile = Some(value.parse()?),
+            Some(("profile", _)) => return Err(invalid("start has two profiles")),
             None if word == "stdin" => stdin = true,
             _ => {
                 return Err(invalid(format!(
-                    "start does not know `{}`; it takes id=TOKEN and stdin",
+                    "start does not know `{}`; it takes id=TOKEN, profile=PROFILE and stdin",
                     short(word)
                 )));
             }
         }
     }
-    Ok(Command::Start { token, stdin })
+    Ok(Command::Start { token, stdin, profile })
 }
 
 fn checked_token(value: &str) -> Result<String, JobError> {
@@ -260,7 +299,38 @@ mod tests {
     use super::*;
 
     fn start_of(token: Option<&str>, stdin: bool) -> Command {
-        Command::Start { token: token.map(str::to_owned), stdin }
+        Command::Start { token: token.map(str::to_owned), stdin, profile: None }
+    }
+
+    #[test]
+    fn reads_profiles() {
+        let start = |text: &str| match parse_run(text.as_bytes()).unwrap().as_slice() {
+            [Command::Start { profile, .. }] => *profile,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(start("start id=a profile=permissive stdin"), Some(Profile::Permissive));
+        let job = |text: &str| match parse_job(text.as_bytes()).unwrap().as_slice() {
+            [JobCommand::Run(asked) | JobCommand::Plan(asked)] => {
+                (asked.profile, format!("{:?}", asked.given))
+            }
+            other => panic!("{other:?}"),
+        };
+        let secure = Some(Profile::Secure);
+        assert_eq!(job("run -p secure {\n\"a\":1}"), job("run \t-p  secure{\"a\":1}\n"));
+        assert_eq!(job("run -p secure {\"a\":1}").0, secure);
+        assert_eq!(job("plan -p secure --db x").0, secure);
+        assert_eq!(job("plan -p secure").0, secure);
+        assert_eq!(job("plan -p secure [\"-p\"]"), (secure, "Words([\"-p\"])".to_owned()));
+        assert_eq!(job("run x=1 -p secure").0, None);
+        for (text, word) in [("run -p strict", "unknown"), ("run -p", ""), ("run -p {}", "unknown")] {
+            match parse_job(text.as_bytes()) {
+                Err(error) => assert!(error.to_string().contains(word), "{text}: {error}"),
+                // without a name it is a word like any other, and no argument
+                Ok(_) => assert_eq!(text, "run -p"),
+            }
+        }
+        assert!(parse_run(b"start profile=x").unwrap_err().to_string().contains("E_POLICY"));
+        assert!(parse_run(b"start profile=secure profile=secure").is_err());
     }
 
     #[test]
@@ -310,20 +380,20 @@ mod tests {
     #[test]
     fn reads_job_commands() {
         let json = |text: &str| match parse_job(text.as_bytes()).unwrap().remove(0) {
-            JobCommand::Run(Given::Json(map)) => serde_json::to_string(&map).unwrap(),
+            JobCommand::Run(Asked { given: Given::Json(map), .. }) => serde_json::to_string(&map).unwrap(),
             other => panic!("{other:?}"),
         };
         assert_eq!(json(r#"run {"a":1}"#), r#"{"a":1}"#);
         assert_eq!(json("run{\n \"a\": \"x y\"\n}\n"), r#"{"a":"x y"}"#);
         match parse_job(b"plan --db 'my app' --x=\"a\\\"b\" k\\ v\nhelp\n").unwrap().as_slice() {
-            [JobCommand::Plan(Given::Words(words)), JobCommand::Help] => {
+            [JobCommand::Plan(Asked { given: Given::Words(words), profile: None }), JobCommand::Help] => {
                 assert_eq!(words, &["--db", "my app", "--x=a\"b", "k v"]);
             }
             other => panic!("{other:?}"),
         }
         let array = parse_job(b"plan [\"--db\",\"my\\napp\"]\nhelp").unwrap();
         assert!(
-            matches!(&array[..], [JobCommand::Plan(Given::Words(words)), JobCommand::Help] if words[1] == "my\napp")
+            matches!(&array[..], [JobCommand::Plan(Asked { given: Given::Words(words), .. }), JobCommand::Help] if words[1] == "my\napp")
         );
         let two = parse_job(b"run {\"a\":1}\nrun {\"a\":2}").unwrap();
         assert_eq!(two.len(), 2);

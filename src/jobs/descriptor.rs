@@ -236,6 +236,7 @@ mod tests {
             tree: Digest::of(b"x"),
             image: "x".into(),
             trust: Value::Null,
+            refused_under: Vec::new(),
         });
         let ceilings = Resources { cpu_millis: Some(500), ..Resources::default() };
         let job = |entry| Arc::new(Job::new(&addon, entry, ceilings, RunLimits::default()));

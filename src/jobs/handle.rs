@@ -16,7 +16,7 @@ use super::error::JobError;
 use super::executor::{Executor, RuntimeInfo};
 use super::journal::Journal;
 use super::layout::{self, Layout};
-use super::options::{Caller, JobsOptions};
+use super::options::{Caller, JobsOptions, JobsPolicy};
 use super::queue::{Queue, QueueLimits};
 use super::record::{ArgsAt, Record, Who, now_ms};
 use super::run::Run;
@@ -43,13 +43,27 @@ pub(super) struct Shared {
     jobs: RwLock<BTreeMap<String, Arc<Job>>>,
     runs: RwLock<Runs>,
     queue: Mutex<Queue>,
-    /// The daemon's environment, where `overrides.env_inheritance` gives it to jobs; else empty.
-    pub(super) inherited: Vec<(String, String)>,
+    rules: RwLock<Arc<Rules>>,
     /// Runs that were queued when the daemon ended, until their job is installed again.
     parked: Mutex<Vec<Arc<Run>>>,
     generation: AtomicU64,
     /// Held for as long as the directory is in use.
     _lock: File,
+}
+
+/// What policy says to jobs now.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) policy: JobsPolicy,
+    /// The daemon's environment, where `overrides.env_inheritance` gives it to jobs; else empty.
+    pub(super) inherited: Vec<(String, String)>,
+}
+
+impl Rules {
+    fn new(policy: JobsPolicy) -> Arc<Self> {
+        let inherited = if policy.overrides.env_inheritance { readable_environment() } else { Vec::new() };
+        Arc::new(Self { policy, inherited })
+    }
 }
 
 /// The table of runs.
@@ -98,10 +112,10 @@ impl Jobs {
             per_job: options.max_running_per_job.max(1),
             waiting: options.max_queued.max(1),
         };
-        let inherited = if options.overrides.env_inheritance { readable_environment() } else { Vec::new() };
+        let rules = RwLock::new(Rules::new(options.policy.clone()));
         let jobs = Self(Arc::new(Shared {
             options,
-            inherited,
+            rules,
             executor,
             events,
             runtime,
@@ -123,16 +137,23 @@ impl Jobs {
     pub fn install(&self, addon: AddonJobs) {
         let shared = &self.0;
         let addon = Arc::new(addon);
+        let ceilings = shared.rules().policy.ceilings;
         {
             let mut jobs = shared.jobs_mut();
             jobs.retain(|_, job| job.source() != addon.source);
             for entry in &addon.manifest.entrypoints {
-                let job = Job::new(&addon, entry, shared.options.ceilings, shared.options.limits);
+                let job = Job::new(&addon, entry, ceilings, shared.options.limits);
                 jobs.insert(job.id().to_owned(), Arc::new(job));
             }
         }
         shared.changed();
         adopt::unpark(shared);
+    }
+
+    /// Policy says something else from now on: to plans, to starts, and to jobs that are installed after this.
+    pub fn set_policy(&self, policy: JobsPolicy) {
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Rules::new(policy);
+        self.0.changed();
     }
 
     /// Takes the jobs of a source away. Their runs stay, live ones go on.
@@ -379,6 +400,10 @@ impl Shared {
 
     fn jobs_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Arc<Job>>> {
         self.jobs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn runs(&self) -> RwLockReadGuard<'_, Runs> {

@@ -14,8 +14,10 @@
 use std::sync::Arc;
 
 use crate::policy::addon::{AddonManifest, Origin};
+use crate::policy::code::Denied;
 use crate::policy::digest::Digest;
 use crate::policy::image::ImageConfig;
+use crate::policy::rules::Profile;
 
 mod adopt;
 mod args;
@@ -47,7 +49,8 @@ pub use descriptor::Job;
 pub use error::JobError;
 pub use handle::{Counts, Jobs};
 pub use options::{
-    Caller, EnsureImage, ImageWanted, JobsOptions, Progress, ROOT_IMAGE_SUFFIX, Retention, RunLimits,
+    Caller, EnsureImage, ImageWanted, JobsOptions, JobsPolicy, Progress, ROOT_IMAGE_SUFFIX, Retention,
+    RunLimits,
 };
 pub use record::{EXIT_CANCELED, EXIT_REFUSED, EXIT_TIMEOUT};
 pub use run::Run;
@@ -72,6 +75,9 @@ pub struct AddonJobs {
     pub image: String,
     /// What was verified and by which key: the `trust` object of plans and records.
     pub trust: serde_json::Value,
+    /// The profiles under which the image would not have been admitted, each with its refusal: no job of it runs under
+    /// them.
+    pub refused_under: Vec<(Profile, Denied)>,
 }
 
 /// The programs inside the program: `addonfs __spawner …` and `addonfs __shim …`, which this room re-executes.

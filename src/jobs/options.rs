@@ -103,6 +103,17 @@ impl Default for Retention {
 /// without devices, and without file capabilities.
 pub const ROOT_IMAGE_SUFFIX: &str = ".job";
 
+/// What policy says to jobs. Its default is the strictest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobsPolicy {
+    /// How strict the host is.
+    pub profile: Profile,
+    /// Ceilings; they clamp the hints of manifests.
+    pub ceilings: Resources,
+    /// What jobs may have beyond the strict defaults.
+    pub overrides: Overrides,
+}
+
 /// Options of [`super::Jobs::open`].
 #[derive(Clone)]
 pub struct JobsOptions {
@@ -114,12 +125,8 @@ pub struct JobsOptions {
     pub mount_point: PathBuf,
     /// The group of run folders; `None` is the caller's own.
     pub group: Option<u32>,
-    /// Ceilings; they clamp the hints of manifests.
-    pub ceilings: Resources,
-    /// How strict the host is.
-    pub profile: Profile,
-    /// What jobs may have beyond the strict defaults.
-    pub overrides: Overrides,
+    /// What policy says to jobs, until [`super::Jobs::set_policy`] says something else.
+    pub policy: JobsPolicy,
     /// Limits without a hint.
     pub limits: RunLimits,
     /// Runs at the same time, all jobs together.
@@ -142,9 +149,7 @@ impl JobsOptions {
             images_dir: mount_point.join(".addonfs/images"),
             mount_point,
             group: None,
-            ceilings: Resources::default(),
-            profile: Profile::Secure,
-            overrides: Overrides::default(),
+            policy: JobsPolicy::default(),
             limits: RunLimits::default(),
             max_running: 16,
             max_running_per_job: 16,
@@ -160,7 +165,7 @@ impl fmt::Debug for JobsOptions {
         f.debug_struct("JobsOptions")
             .field("state_dir", &self.state_dir)
             .field("images_dir", &self.images_dir)
-            .field("profile", &self.profile)
+            .field("policy", &self.policy)
             .field("max_running", &self.max_running)
             .finish_non_exhaustive()
     }

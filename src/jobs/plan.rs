@@ -29,13 +29,14 @@ use crate::policy::addon::Network;
 use crate::policy::arguments::{ArgumentProblem, Arguments, is_reserved};
 use crate::policy::code::{Code, Denied};
 use crate::policy::digest::Digest;
+use crate::policy::rules::profile::Granted;
 use crate::policy::rules::{Overrides, Profile};
 
 /// `PATH` of a container whose image and manifest set none; what runc and docker use.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a plan depends on besides job and arguments.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Surroundings<'a> {
     pub(super) profile: Profile,
     pub(super) overrides: &'a Overrides,
@@ -72,8 +73,15 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Decides.
-    pub(super) fn make(job: &Job, args: &Arguments, around: &Surroundings<'_>) -> Result<Self, JobError> {
+    pub(super) fn make(
+        job: &Job,
+        args: &Arguments,
+        asked: Option<Profile>,
+        around: &Surroundings<'_>,
+    ) -> Result<Self, JobError> {
         let mut findings = job.findings.clone();
+        let profile = profile(job, asked, around, &mut findings)?;
+        let around = &Surroundings { profile, ..around.clone() };
         let network = network(job, around, &mut findings)?;
         let spec = spec(job, args, around, network, &mut findings)?;
         let unavailable = around.unavailable.iter();
@@ -87,6 +95,7 @@ impl Plan {
         let rootfs = if spec.read_only_root { "read-only" } else { "throw-away" };
         let policy = json!({
             "profile": around.profile,
+            "profile_asked": asked,
             "network": network,
             "rootfs": rootfs,
             "findings": findings,
@@ -150,6 +159,45 @@ fn render(
             "data_dir": spec.data_dir.is_some(),
         },
     })
+}
+
+/// The profile of the host, then the manifest's wish, which is cut to what policy grants as any hint is, then the
+/// caller's, which is granted or refused. Under a profile that would not have let the image in, nothing of it runs.
+fn profile(
+    job: &Job,
+    asked: Option<Profile>,
+    around: &Surroundings<'_>,
+    findings: &mut Vec<Finding>,
+) -> Result<Profile, Denied> {
+    let grants = &around.overrides.profile;
+    let mut profile = around.profile;
+    if let Some(wanted) = job.entry.profile {
+        match profile.asked(wanted, grants, "the manifest") {
+            Ok(granted) => profile = granted.told("the manifest", findings),
+            Err(denied) => findings.push(Finding { code: "profile.clamped", message: denied.message }),
+        }
+    }
+    if let Some(wanted) = asked {
+        profile = profile.asked(wanted, grants, "the request")?.told("the request", findings);
+    }
+    match job.addon.refused_under.iter().find(|(under, _)| *under == profile) {
+        Some((_, denied)) => Err(Denied::new(
+            denied.code,
+            format!("under profile {profile} nothing of this image runs: {}", denied.message),
+        )),
+        None => Ok(profile),
+    }
+}
+
+impl Granted {
+    fn told(self, who: &str, findings: &mut Vec<Finding>) -> Profile {
+        if self.loosened {
+            let message =
+                format!("{who} loosens the profile to {}: overrides.profile names it", self.profile);
+            findings.push(Finding { code: "policy.override.allowed", message });
+        }
+        self.profile
+    }
 }
 
 /// An own network namespace with user-mode networking where the host has it; the host's network where policy grants
@@ -302,6 +350,7 @@ mod tests {
             tree: digest,
             image: "localhost:5000/org/tools".into(),
             trust: json!({ "signature_verified": true }),
+            refused_under: Vec::new(),
         });
         let ceilings = Resources { cpu_millis: Some(1000), memory_bytes: Some(512 << 20), timeout: None };
         Job::new(&addon, &manifest.entrypoints[0], ceilings, RunLimits::default())
@@ -328,7 +377,7 @@ mod tests {
     fn plan(job: &Job, args: Value, around: &Surroundings<'_>) -> Result<(LaunchSpec, Value), JobError> {
         let Value::Object(args) = args else { panic!("{args}") };
         let args = job.entry.argspec.resolve(Given::Json(args)).map_err(JobError::Arguments)?;
-        let plan = Plan::make(job, &args, around)?;
+        let plan = Plan::make(job, &args, None, around)?;
         Ok((plan.launch("r1-00000000", false), serde_json::from_slice(&plan.json).unwrap()))
     }
 
@@ -466,6 +515,69 @@ mod tests {
                 if read_only { "read-only" } else { "throw-away" }
             );
         }
+    }
+
+    /// 1A-25: whoever asks may tighten; loosening needs its level named. Case RP-11's rule for a request.
+    #[test]
+    fn profiles_of_host_manifest_and_request() {
+        use Profile::{Disabled, Permissive, Secure};
+        const ALLOWED: &str = "policy.override.allowed";
+        // host, overrides.profile, manifest, request, outcome, findings
+        type Case = (
+            Profile,
+            &'static [Profile],
+            &'static str,
+            Option<Profile>,
+            Option<Profile>,
+            &'static [&'static str],
+        );
+        let cases: [Case; 11] = [
+            (Secure, &[], "", None, Some(Secure), &[]),
+            (Permissive, &[], "secure", None, Some(Secure), &[]),
+            (Permissive, &[], "", Some(Secure), Some(Secure), &[]),
+            (Secure, &[], "permissive", None, Some(Secure), &["profile.clamped"]),
+            (Secure, &[Permissive], "permissive", None, Some(Permissive), &[ALLOWED]),
+            (Secure, &[], "", Some(Permissive), None, &[]),
+            (Secure, &[Disabled], "", Some(Permissive), None, &[]),
+            (Secure, &[Permissive], "", Some(Permissive), Some(Permissive), &[ALLOWED]),
+            (Permissive, &[], "secure", Some(Permissive), None, &[]),
+            (Permissive, &[Permissive], "secure", Some(Permissive), Some(Permissive), &[ALLOWED]),
+            (Secure, &[Permissive], "permissive", Some(Secure), Some(Secure), &[ALLOWED]),
+        ];
+        for (i, (profile, grants, manifest, asked, expected, findings)) in cases.into_iter().enumerate() {
+            let rest = if manifest.is_empty() { String::new() } else { format!("    profile: {manifest}\n") };
+            let job = job(&rest, &[]);
+            let overrides = Overrides { profile: grants.to_vec(), ..Overrides::default() };
+            let args = job.entry.argspec.resolve(Given::Json(Map::new())).unwrap();
+            let made = Plan::make(&job, &args, asked, &Surroundings { profile, ..around(&overrides) });
+            match (made, expected) {
+                (Ok(plan), Some(expected)) => {
+                    assert_eq!(plan.policy["profile"], json!(expected), "case {i}");
+                    assert_eq!(plan.policy["profile_asked"], json!(asked), "case {i}");
+                    assert_eq!(plan.spec.read_only_root, expected == Secure, "case {i}");
+                    let shown: Value = serde_json::from_slice(&plan.json).unwrap();
+                    assert_eq!(codes(&shown), findings, "case {i}");
+                }
+                (Err(JobError::Denied(denied)), None) => {
+                    assert_eq!(denied.code, Code::PolicyDenied, "case {i}")
+                }
+                (other, _) => panic!("case {i}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_runs_under_a_profile_that_refuses_its_image() {
+        let refusal = Denied::new(Code::ImageSignatureRequired, "it has no signature");
+        let mut job = job("", &[]);
+        let addon = Arc::get_mut(&mut job.addon).unwrap();
+        addon.refused_under = vec![(Profile::Secure, refusal)];
+        let (overrides, args) =
+            (Overrides::default(), job.entry.argspec.resolve(Given::Json(Map::new())).unwrap());
+        let around = Surroundings { profile: Profile::Permissive, ..around(&overrides) };
+        assert!(Plan::make(&job, &args, None, &around).is_ok());
+        let denied = Plan::make(&job, &args, Some(Profile::Secure), &around).unwrap_err();
+        assert!(denied.to_string().contains("image.signature.required"), "{denied}");
     }
 
     #[test]

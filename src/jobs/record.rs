@@ -19,7 +19,7 @@
 //! | `image` | the reference in words |
 //! | `who` | `uid`, `gid` of the caller |
 //! | `trust` | what was verified and by which key |
-//! | `policy` | `profile`, `network`, `rootfs`, `findings` |
+//! | `policy` | `profile`, `profile_asked`, `network`, `rootfs`, `findings` |
 //! | `plan_digest` | sha256 of `plan.json` |
 //! | `limits` | `cpu_millis`, `memory_bytes`, `pids`, `timeout_ms`, `tmp_bytes`, `out_bytes`, `log_bytes` |
 //! | `resources` | `cpu_usec`, `memory_peak`, `oom_killed`, `log_dropped_bytes` |

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::args::ArgsText;
+use super::control::Asked;
 use super::descriptor::Job;
 use super::error::JobError;
-use super::handle::{Jobs, Shared};
+use super::handle::{Jobs, Rules, Shared};
 use super::layout::{ARGS, ARGS_RAW, PLAN, write_whole};
 use super::options::Caller;
 use super::plan::{Plan, Surroundings};
@@ -17,6 +18,7 @@ use super::stdin::Stdin;
 use crate::policy::arguments::{Arguments, Given};
 use crate::policy::code::Denied;
 use crate::policy::event::Event;
+use crate::policy::rules::Profile;
 
 /// What was decided about arguments: they fit, and policy allows what they lead to.
 pub(super) struct Decision {
@@ -28,23 +30,25 @@ pub(super) struct Decision {
 impl Jobs {
     /// What would run with these arguments: the content of a `plan.json`. Runs nothing.
     pub fn plan(&self, job_id: &str, given: Given, _caller: &Caller) -> Result<Vec<u8>, JobError> {
-        self.0.decide(job_id, given).map(|decision| decision.plan.json)
+        let asked = Asked { given, profile: None };
+        self.0.decide(job_id, asked).map(|decision| decision.plan.json)
     }
 }
 
 impl Shared {
     /// Judges arguments and makes the plan.
-    pub(super) fn decide(&self, job_id: &str, given: Given) -> Result<Decision, JobError> {
+    pub(super) fn decide(&self, job_id: &str, asked: Asked) -> Result<Decision, JobError> {
         let job = self.jobs().get(job_id).cloned();
         let job = job.ok_or_else(|| JobError::NotFound(format!("job {job_id}")))?;
-        let args = job.entry.argspec.resolve(given).map_err(JobError::Arguments)?;
-        let plan = Plan::make(&job, &args, &self.surroundings(&job))?;
+        let args = job.entry.argspec.resolve(asked.given).map_err(JobError::Arguments)?;
+        let rules = self.rules();
+        let plan = Plan::make(&job, &args, asked.profile, &self.surroundings(&job, &rules))?;
         Ok(Decision { job, args, plan })
     }
 
     /// The same for a run that is to start: tells what policy said, and refuses without a runtime.
-    pub(super) fn decide_start(&self, job_id: &str, given: Given) -> Result<Decision, JobError> {
-        let decided = self.decide(job_id, given).and_then(|decision| match &decision.plan.no_runtime {
+    pub(super) fn decide_start(&self, job_id: &str, asked: Asked) -> Result<Decision, JobError> {
+        let decided = self.decide(job_id, asked).and_then(|decision| match &decision.plan.no_runtime {
             Some(denied) => Err(JobError::Denied(denied.clone())),
             None => Ok(decision),
         });
@@ -62,6 +66,7 @@ impl Shared {
         run: &Arc<Run>,
         token: Option<&str>,
         stdin: bool,
+        profile: Option<Profile>,
     ) -> Result<RunState, JobError> {
         {
             let mut inner = run.lock();
@@ -72,7 +77,7 @@ impl Shared {
             if inner.text_lost {
                 return Err(JobError::Invalid(WRITE_AGAIN.into()));
             }
-            let decision = self.decide_start(run.job_id(), inner.text.given()?)?;
+            let decision = self.decide_start(run.job_id(), Asked { given: inner.text.given()?, profile })?;
             let mut places = self.places(1)?;
             self.commit_start(run, &mut inner, decision, token, stdin, &mut places)?;
         }
@@ -127,11 +132,11 @@ impl Shared {
         Ok(())
     }
 
-    fn surroundings(&self, job: &Job) -> Surroundings<'_> {
+    fn surroundings<'r>(&self, job: &Job, rules: &'r Rules) -> Surroundings<'r> {
         Surroundings {
-            profile: self.options.profile,
-            overrides: &self.options.overrides,
-            inherited: &self.inherited,
+            profile: rules.policy.profile,
+            overrides: &rules.policy.overrides,
+            inherited: &rules.inherited,
             limits: self.options.limits,
             images_dir: self.options.images_dir.clone(),
             data_dir: self.layout.data_dir(job.id()),

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::arguments::ArgSpec;
 use super::code::{Code, Denied};
 use super::digest::Digest;
+use super::rules::Profile;
 pub use super::yaml::Problem;
 
 mod entrypoint;
@@ -64,6 +65,8 @@ pub struct Entrypoint {
     pub env: BTreeMap<String, String>,
     /// `network`.
     pub network: Network,
+    /// `profile`: under which the job wants to run. A looser one than the host's needs the host's consent.
+    pub profile: Option<Profile>,
     /// `annotations`, passed through.
     pub annotations: BTreeMap<String, String>,
 }

@@ -13,7 +13,7 @@ use super::addon::{self, AddonManifest};
 use super::code::{Code, Denied};
 use super::event::Event;
 use super::reference::PinnedRef;
-use super::rules::{Policy, VerifyMode};
+use super::rules::{Policy, Profile, VerifyMode};
 use super::source::spec::SourceSpec;
 use super::trust::Trust;
 use super::trust::evidence::{Evidence, Subject};
@@ -96,7 +96,7 @@ pub fn source(policy: &Policy, spec: &SourceSpec) -> Result<(), Denied> {
             ),
         ));
     }
-    policy.check_registry(&spec.image.location)
+    policy.check_registry(&spec.image.location).map(|_covered| ())
 }
 
 /// What this source's signatures are for: the policy's mode, or `Required` where the source demands it.
@@ -172,6 +172,25 @@ fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
     }
 }
 
+/// The stricter profiles under which an image that was admitted under the host's would not have been, each with its
+/// refusal: whoever asks for such a profile must not get it in name only.
+pub fn refused_under(policy: &Policy, spec: &SourceSpec, admitted: &AdmittedImage) -> Vec<(Profile, Denied)> {
+    let stricter = Profile::ALL.into_iter().filter(|profile| *profile > policy.profile);
+    let refusal = |profile| {
+        let policy = policy.under(profile);
+        let checked = source(&policy, spec).and_then(|()| match &admitted.verification {
+            _ if verify_mode(&policy, spec) != VerifyMode::Required => Ok(()),
+            Verification::Verified(_) => Ok(()),
+            Verification::Unsigned { reason } => Err(unsigned(spec, std::slice::from_ref(reason))),
+            Verification::NotChecked => {
+                Err(unsigned(spec, &["its signatures were not looked at".to_owned()]))
+            }
+        });
+        Some((profile, checked.err()?))
+    };
+    stricter.filter_map(refusal).collect()
+}
+
 /// Whose signatures on indexes of an image's layers count; nobody's without `trust.index_keys`.
 pub fn index_trust(policy: &Policy, spec: &SourceSpec) -> Trust {
     let trust = trust_for(policy, spec);
@@ -193,7 +212,7 @@ fn unsigned(spec: &SourceSpec, refusals: &[Refusal]) -> Denied {
 mod tests {
     use super::*;
     use crate::policy::digest::Digest;
-    use crate::policy::rules::{AllowedRegistries, Profile};
+    use crate::policy::rules::AllowedRegistries;
     use crate::policy::source::spec::{Expose, PullPolicy};
     use crate::policy::trust::keys::PrivateKey;
     use crate::policy::trust::signature::tests::{material, trusting};
@@ -267,6 +286,27 @@ mod tests {
         for policy in [&permissive, &disabled] {
             assert_eq!(image(policy, &source, &[], 0).unwrap_err().code, Code::SourceSignatureInvalid);
         }
+    }
+
+    #[test]
+    fn a_stricter_profile_is_not_granted_in_name_only() {
+        let key = PrivateKey::generate().unwrap();
+        let source = spec("ghcr.io/o/x");
+        let codes = |policy: &Policy, materials: &[SignatureMaterial]| -> Vec<(Profile, Code)> {
+            let admitted = image(policy, &source, materials).unwrap();
+            refused_under(policy, &source, &admitted).into_iter().map(|(p, d)| (p, d.code)).collect()
+        };
+        let signed = [material(&key, &source.image.digest)];
+        let unsigned = [(Profile::Secure, Code::ImageSignatureRequired)];
+        assert_eq!(codes(&policy(Profile::Permissive, &key), &[]), unsigned);
+        assert_eq!(codes(&policy(Profile::Permissive, &key), &signed), []);
+        assert_eq!(codes(&policy(Profile::Disabled, &key), &signed), unsigned);
+        let mut anywhere = policy(Profile::Permissive, &key);
+        anywhere.allowed_registries = AllowedRegistries::default();
+        assert_eq!(codes(&anywhere, &signed), [(Profile::Secure, Code::ImageRegistryNotAllowed)]);
+        anywhere.verify_signatures = Some(VerifyMode::Permissive);
+        anywhere.allowed_registries = AllowedRegistries::parse(Some(&["*".to_owned()])).unwrap();
+        assert_eq!(codes(&anywhere, &[]), [], "what policy says of signatures holds under every profile");
     }
 
     #[test]

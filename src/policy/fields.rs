@@ -22,13 +22,16 @@ pub enum Dialect {
 pub struct Report {
     dialect: Dialect,
     problems: Vec<Problem>,
+    /// Of those: the ones that have a code of their own, and the last such code.
+    coded: usize,
+    code: Code,
     warnings: Vec<Problem>,
 }
 
 impl Report {
     /// An empty report for a file of this dialect.
     pub fn new(dialect: Dialect) -> Self {
-        Self { dialect, problems: Vec::new(), warnings: Vec::new() }
+        Self { dialect, problems: Vec::new(), coded: 0, code: Code::Config, warnings: Vec::new() }
     }
 
     /// For whom the file was written.
@@ -39,6 +42,12 @@ impl Report {
     /// Something that makes the file unusable.
     pub fn problem(&mut self, at: &Field<'_>, message: impl Into<String>, hint: impl Into<String>) {
         self.problems.push(at.problem(message, hint));
+    }
+
+    /// A value that was refused under a code. The file is refused under it if nothing else is wrong.
+    pub fn denied(&mut self, at: &Field<'_>, denied: Denied) {
+        self.problem(at, denied.message, "");
+        (self.coded, self.code) = (self.coded + 1, denied.code);
     }
 
     /// Something worth saying.
@@ -52,7 +61,8 @@ impl Report {
             return Ok(self.warnings);
         }
         self.problems.sort_by_key(|p| (p.line, p.column));
-        Err(refusal(file, &self.problems))
+        let code = if self.coded == self.problems.len() { self.code } else { Code::Config };
+        Err(Denied { code, ..refusal(file, &self.problems) })
     }
 }
 
@@ -163,6 +173,13 @@ impl<'n> Fields<'n> {
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
         let field = Field { node: &entry.value, pointer: join(&self.at.pointer, key) };
         (!matches!(entry.value.kind, Kind::Null)).then_some(field)
+    }
+
+    /// Of the keys that were asked for, those that are there.
+    pub fn found(&self) -> Vec<&'static str> {
+        let there =
+            |key: &&str| self.entries.iter().any(|e| e.key == **key && !matches!(e.value.kind, Kind::Null));
+        self.asked.iter().copied().filter(there).collect()
     }
 
     /// All keys with their values, where the keys are names of the user's choice.

@@ -1,30 +1,20 @@
 //! The rules of this host: profile, registries, trust, ceilings and what jobs may have beyond the strict defaults.
 //!
-//! In: the `policy:` section, parsed. Out: [`Policy`], which answers one question a method and knows no source.
-//! Fails closed: what is not said is refused under `secure`.
+//! In: the `policy:` section and the policy file, parsed. Out: [`Policy`], which answers one question a method and
+//! knows no source. Fails closed: what is not said is refused under `secure`.
 
-use std::fmt;
-use std::str::FromStr;
+pub mod profile;
+pub mod registries;
 
 use serde::Serialize;
 
 use super::addon::Resources;
 use super::code::{Code, Denied};
-use super::reference::{self, Location};
+use super::reference::Location;
 use super::trust::Trust;
-
-/// How strict the host is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// Allowed registries only, a valid signature, read-only root, no network, no capabilities.
-    #[default]
-    Secure,
-    /// A missing signature is a finding, not a refusal.
-    Permissive,
-    /// Few checks; for development.
-    Disabled,
-}
+pub use profile::{Profile, ProfileFrom};
+pub use registries::AllowedRegistries;
+use registries::Match;
 
 /// What becomes of an image without a valid signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,21 +28,22 @@ pub enum VerifyMode {
     Disabled,
 }
 
-/// Which registries may be used.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AllowedRegistries(Option<Vec<Allowed>>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Allowed {
-    /// `*`.
-    All,
-    /// A host, with all that is on it or what is below a namespace.
-    Host { host: String, namespace: Option<String> },
+/// What becomes of runs under way when policy stops trusting their image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUntrusted {
+    /// They go on to their end; those that have not begun are canceled.
+    #[default]
+    Finish,
+    /// They are canceled: TERM, their grace, KILL.
+    Kill,
 }
 
-/// What policy grants to jobs beyond the strict defaults.
+/// What policy grants beyond the strict defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Overrides {
+    /// Profiles that somebody other than the policy may ask for although they are looser.
+    pub profile: Vec<Profile>,
     /// Networks a job may be given, such as `host`.
     pub network: Vec<String>,
     /// Capabilities a job may be given, such as `CAP_NET_BIND_SERVICE`.
@@ -70,12 +61,16 @@ pub struct Overrides {
 pub struct Policy {
     /// How strict it is.
     pub profile: Profile,
+    /// Where that was said.
+    pub profile_from: ProfileFrom,
     /// `policy.verify_signatures`, which overrides what the profile says.
     pub verify_signatures: Option<VerifyMode>,
     /// Which registries may be used.
     pub allowed_registries: AllowedRegistries,
     /// Whose signatures count.
     pub trust: Trust,
+    /// What becomes of runs whose image is no longer trusted.
+    pub on_untrusted: OnUntrusted,
     /// Limits that no job exceeds.
     pub ceilings: Resources,
     /// What jobs may have beyond the defaults.
@@ -92,126 +87,69 @@ impl Policy {
         })
     }
 
-    /// Whether images from this place may be used at all.
-    pub fn check_registry(&self, location: &Location) -> Result<(), Denied> {
-        let (allowed, why) = match &self.allowed_registries.0 {
-            None => (self.profile != Profile::Secure, "under profile secure, no list means none"),
-            // The bundles of flowd write an empty list for "every registry"; under secure that must be said.
-            Some(list) if list.is_empty() => (self.profile != Profile::Secure, "the list is empty"),
-            Some(list) => (list.iter().any(|entry| entry.covers(location)), "it is not in the list"),
-        };
-        if allowed {
+    /// The same rules under another profile.
+    #[must_use]
+    pub fn under(&self, profile: Profile) -> Self {
+        Self { profile, ..self.clone() }
+    }
+
+    /// An environment variable asks for a profile.
+    pub fn ask_by_environment(&mut self, variable: &str, wanted: Profile) -> Result<(), Denied> {
+        if wanted == self.profile {
             return Ok(());
         }
+        let who = format!("the environment variable {variable}");
+        self.profile = self.profile.asked(wanted, &self.overrides.profile, &who)?.profile;
+        self.profile_from = ProfileFrom::Environment(variable.to_owned());
+        Ok(())
+    }
+
+    /// Whether images from this place may be used at all; the words say which entry of the list covers it, or why
+    /// none is needed.
+    pub fn check_registry(&self, location: &Location) -> Result<String, Denied> {
+        let strict = self.profile == Profile::Secure;
+        let why_not = match self.allowed_registries.look(location) {
+            Match::Entry(entry) => return Ok(format!("the entry {entry} covers it")),
+            // The bundles of flowd write an empty list for "every registry"; under secure that must be said.
+            Match::Empty if !strict => {
+                return Ok(format!("the list is empty, which under profile {} means all", self.profile));
+            }
+            Match::Unsaid if !strict => {
+                return Ok(format!("there is no list, which under profile {} means all", self.profile));
+            }
+            Match::Empty => "the list is empty",
+            Match::Unsaid => "under profile secure, no list means none",
+            Match::NoEntry => "it is not in the list",
+        };
         let name = location.registry_name();
         Err(Denied::new(
             Code::ImageRegistryNotAllowed,
             format!(
-                "registry {name} of {location} is not allowed ({why}): add {name:?} to policy.allowed_registries"
+                "registry {name} of {location} is not allowed ({why_not}): add {name:?} to policy.allowed_registries"
             ),
         ))
     }
 }
 
-impl AllowedRegistries {
-    /// The list as configured. `None` (not said) and an empty list mean none under `secure`, all otherwise.
-    pub fn parse(entries: Option<&[String]>) -> Result<Self, Denied> {
-        let parsed =
-            entries.map(|list| list.iter().map(|entry| Allowed::parse(entry)).collect::<Result<_, _>>());
-        Ok(Self(parsed.transpose()?))
-    }
-}
-
-impl Allowed {
-    /// `*`, `oci-layout`, a host, or a host and a namespace; Docker Hub's short names are understood.
-    fn parse(entry: &str) -> Result<Self, Denied> {
-        let bad = |reason: &str| {
-            let words = format!(
-                "allowed registry {entry:?}: {reason}; expected a host, host/namespace, oci-layout or '*'"
-            );
-            Denied::new(Code::Config, words)
-        };
-        if entry == "*" {
-            return Ok(Self::All);
-        }
-        if entry.contains("://") {
-            return Err(bad("it must not have a scheme"));
-        }
-        if entry.contains('*') {
-            return Err(bad("a pattern is not understood, only '*' alone"));
-        }
-        let entry = entry.trim_end_matches('/');
-        let (host, namespace) = match entry.split_once('/') {
-            // `org/team` is a namespace of Docker Hub, as it is in a reference.
-            Some(_) => {
-                let (host, namespace) = reference::split_host(entry);
-                (host, Some(namespace.to_owned()))
-            }
-            None => (reference::normal_host(entry), None),
-        };
-        reference::check_host(&host).map_err(|reason| bad(&reason))?;
-        if let Some(namespace) = &namespace {
-            reference::check_repository(namespace).map_err(|reason| bad(&reason))?;
-        }
-        Ok(Self::Host { host, namespace })
-    }
-
-    fn covers(&self, location: &Location) -> bool {
-        match (self, location) {
-            (Self::All, _) => true,
-            (Self::Host { host, namespace: None }, _) => host == location.registry_name(),
-            (
-                Self::Host { host, namespace: Some(namespace) },
-                Location::Registry { host: its, repository },
-            ) => host == its && below(repository, namespace),
-            (Self::Host { namespace: Some(_), .. }, Location::Layout { .. }) => false,
-        }
-    }
-}
-
-/// Whether `repository` is `namespace` or lies under it, by whole elements.
-fn below(repository: &str, namespace: &str) -> bool {
-    repository.strip_prefix(namespace).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-impl FromStr for Profile {
-    type Err = Denied;
-
-    fn from_str(text: &str) -> Result<Self, Denied> {
-        match text {
-            "secure" => Ok(Self::Secure),
-            "permissive" => Ok(Self::Permissive),
-            "disabled" => Ok(Self::Disabled),
-            _ => {
-                let words = format!("profile {text:?} is unknown: use secure, permissive or disabled");
-                Err(Denied::new(Code::Policy, words))
-            }
-        }
-    }
-}
-
-impl fmt::Display for Profile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Secure => "secure",
+impl VerifyMode {
+    /// The word of the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
             Self::Permissive => "permissive",
             Self::Disabled => "disabled",
-        })
+        }
     }
 }
 
-impl fmt::Display for AllowedRegistries {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(list) = &self.0 else { return f.write_str("(not said)") };
-        for (at, entry) in list.iter().enumerate() {
-            let comma = if at == 0 { "" } else { ", " };
-            match entry {
-                Allowed::All => write!(f, "{comma}*")?,
-                Allowed::Host { host, namespace: None } => write!(f, "{comma}{host}")?,
-                Allowed::Host { host, namespace: Some(namespace) } => write!(f, "{comma}{host}/{namespace}")?,
-            }
+impl OnUntrusted {
+    /// The word of the configuration.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "finish" => Some(Self::Finish),
+            "kill" => Some(Self::Kill),
+            _ => None,
         }
-        Ok(())
     }
 }
 
@@ -220,18 +158,7 @@ mod tests {
     use super::*;
     use crate::policy::reference::ImageRef;
 
-    fn allowed(profile: Profile, list: Option<&[&str]>, image: &str) -> bool {
-        let list: Option<Vec<String>> = list.map(|l| l.iter().map(|e| (*e).to_owned()).collect());
-        let allowed_registries = AllowedRegistries::parse(list.as_deref()).unwrap();
-        let policy = Policy { profile, allowed_registries, ..Policy::default() };
-        let checked = policy.check_registry(&image.parse::<ImageRef>().unwrap().location);
-        if let Err(denied) = &checked {
-            assert_eq!(denied.code, Code::ImageRegistryNotAllowed);
-        }
-        checked.is_ok()
-    }
-
-    /// Case RP-07 (the registry of a short name) and the rule for what is not said.
+    /// What is not said, by profile.
     #[test]
     fn registries() {
         use Profile::{Disabled, Permissive, Secure};
@@ -242,25 +169,17 @@ mod tests {
             (Secure, Some(&[][..]), "ghcr.io/a", false),
             (Permissive, Some(&[][..]), "ghcr.io/a", true),
             (Permissive, Some(&["quay.io"][..]), "ghcr.io/a", false),
+            (Disabled, Some(&["quay.io"][..]), "ghcr.io/a", false),
             (Secure, Some(&["*"][..]), "ghcr.io/a", true),
-            (Secure, Some(&["*"][..]), "oci:a", true),
-            (Secure, Some(&["GHCR.io"][..]), "ghcr.io/a", true),
-            (Secure, Some(&["localhost"][..]), "localhost:5000/a", false),
-            (Secure, Some(&["localhost:5000"][..]), "localhost:5000/a", true),
-            (Secure, Some(&["docker.io"][..]), "alpine:3.20", true),
-            (Secure, Some(&["index.docker.io"][..]), "docker.io/library/alpine", true),
-            (Secure, Some(&["library/alpine"][..]), "alpine:3.20", true),
-            (Secure, Some(&["ghcr.io/org"][..]), "ghcr.io/org/a/b", true),
-            (Secure, Some(&["ghcr.io/org/"][..]), "ghcr.io/org", true),
-            (Secure, Some(&["ghcr.io/org"][..]), "ghcr.io/organ/a", false),
-            (Secure, Some(&["ghcr.io"][..]), "ghcr.io.evil.com/a", false),
-            (Secure, Some(&["oci-layout"][..]), "oci:/srv/x:v1", true),
-            (Secure, Some(&["ghcr.io"][..]), "oci:/srv/x:v1", false),
         ] {
-            assert_eq!(allowed(profile, list, image), expected, "{profile} {list:?} {image}");
-        }
-        for bad in ["https://ghcr.io", "*.io", "", "a b", "ghcr.io/Org", "ghcr.io/../x"] {
-            assert!(AllowedRegistries::parse(Some(&[bad.to_owned()])).is_err(), "{bad}");
+            let list: Option<Vec<String>> = list.map(|l| l.iter().map(|e| (*e).to_owned()).collect());
+            let allowed_registries = AllowedRegistries::parse(list.as_deref()).unwrap();
+            let policy = Policy { profile, allowed_registries, ..Policy::default() };
+            let checked = policy.check_registry(&image.parse::<ImageRef>().unwrap().location);
+            assert_eq!(checked.is_ok(), expected, "{profile} {list:?} {image}");
+            if let Err(denied) = &checked {
+                assert_eq!(denied.code, Code::ImageRegistryNotAllowed);
+            }
         }
     }
 
@@ -275,9 +194,25 @@ mod tests {
             let profile: Profile = profile.parse().unwrap();
             let policy = Policy { profile, ..Policy::default() };
             assert_eq!(policy.verify_mode(), mode);
+            assert_eq!(mode.name(), profile_name_of(mode));
             let overridden = Policy { verify_signatures: Some(VerifyMode::Required), ..policy };
             assert_eq!(overridden.verify_mode(), VerifyMode::Required);
         }
-        assert_eq!("strict".parse::<Profile>().unwrap_err().code, Code::Policy);
+    }
+
+    fn profile_name_of(mode: VerifyMode) -> String {
+        serde_json::to_value(mode).unwrap().as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_environment_tightens() {
+        let mut policy = Policy { profile: Profile::Permissive, ..Policy::default() };
+        assert!(policy.ask_by_environment("FLWD_PROFILE", Profile::Disabled).is_err());
+        assert_eq!((policy.profile, &policy.profile_from), (Profile::Permissive, &ProfileFrom::Default));
+        policy.ask_by_environment("FLWD_PROFILE", Profile::Secure).unwrap();
+        assert_eq!(policy.profile, Profile::Secure);
+        assert_eq!(policy.profile_from.to_string(), "$FLWD_PROFILE");
+        policy.overrides.profile = vec![Profile::Disabled];
+        assert!(policy.ask_by_environment("ADDONFS_PROFILE", Profile::Disabled).is_ok());
     }
 }

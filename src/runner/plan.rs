@@ -6,7 +6,7 @@ use crate::json::push;
 use crate::place::Place;
 use crate::sys::{self, AT_FDCWD, Errno, O_RDONLY, O_RDWR};
 use crate::text::complain;
-use crate::words::Words;
+use crate::words::{Options, Words};
 
 pub(crate) fn plan(place: &Place, words: Words<'_>) -> i32 {
     let options = match words.options() {
@@ -19,17 +19,17 @@ pub(crate) fn plan(place: &Place, words: Words<'_>) -> i32 {
     }
     let mut line = [0u8; MAX_LINE];
     let len = match options.json {
-        Some(b"-") => given(0, &mut line),
+        Some(b"-") => verb(&options, &mut line).and_then(|at| given(0, &mut line, at)),
         Some(json) => match json.strip_prefix(b"@") {
             Some(path) => match sys::open(AT_FDCWD, path, O_RDONLY) {
-                Ok(file) => given(file, &mut line),
+                Ok(file) => verb(&options, &mut line).and_then(|at| given(file, &mut line, at)),
                 Err(errno) => return complain(&[b"cannot open ", path, b": ", errno.words()]),
             },
-            None => push(b"plan ", &mut line, 0).and_then(|at| push_line(json, &mut line, at)),
+            None => verb(&options, &mut line).and_then(|at| push_line(json, &mut line, at)),
         },
         None => match words.to_json(options.first) {
             Ok((json, len)) => {
-                push(b"plan ", &mut line, 0).and_then(|at| push(json.get(..len)?, &mut line, at))
+                verb(&options, &mut line).and_then(|at| push(json.get(..len)?, &mut line, at))
             }
             Err(reason) => return complain(&[reason.as_bytes()]),
         },
@@ -55,9 +55,21 @@ fn unbroken(json: &mut [u8]) {
     json.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
 }
 
-/// `plan ` and what the descriptor holds.
-fn given(from: i32, line: &mut [u8]) -> Option<usize> {
-    let mut at = push(b"plan ", line, 0)?;
+/// `plan `, and the profile that is asked for.
+fn verb(options: &Options<'_>, line: &mut [u8]) -> Option<usize> {
+    let at = push(b"plan ", line, 0)?;
+    match options.profile {
+        None => Some(at),
+        Some(profile) => {
+            let at = push(b"-p ", line, at)?;
+            let at = push(profile, line, at)?;
+            push(b" ", line, at)
+        }
+    }
+}
+
+/// Behind `at` what the descriptor holds.
+fn given(from: i32, line: &mut [u8], mut at: usize) -> Option<usize> {
     loop {
         let room = line.get_mut(at..)?;
         match sys::read(from, room) {
@@ -78,7 +90,7 @@ pub(crate) fn help(place: &Place) -> i32 {
         Ok(_) => ask(place, b"help\n"),
         // Who may not run the job may still read what it takes.
         Err(Errno::EACCES) => complain(&[
-            b"usage: run [-i] [--args-json JSON|@FILE|-] [--name VALUE ...]; you may not run this job, ",
+            b"usage: run [-i] [-p PROFILE] [--args-json JSON|@FILE|-] [--name VALUE ...]; you may not run this job, ",
             b"its arguments are in argspec.json beside it",
         ]),
         Err(errno) => complain(&[b"cannot open the ctl of the job: ", errno.words()]),

@@ -35,7 +35,7 @@ pub(crate) fn run(place: &Place, words: Words<'_>) -> i32 {
         Err(Errno::EACCES) => return complain(&[b"you may not run this job: its runs/ belongs to a group"]),
         Err(errno) => return complain(&[b"cannot create a run: ", errno.words()]),
     };
-    let started = write_arguments(folder, &words, &options).and_then(|()| start(folder, options.stdin));
+    let started = write_arguments(folder, &words, &options).and_then(|()| start(folder, &options));
     let stdin = options.stdin;
     // Our copy of the arguments is not needed any more.
     drop(words);
@@ -114,11 +114,17 @@ fn write_whole(to: i32, mut bytes: &[u8]) -> Result<(), Errno> {
 }
 
 /// Opens the run's ctl and starts it; on refusal the reply is printed and the exit code returned.
-fn start(folder: i32, stdin: bool) -> Result<i32, i32> {
+fn start(folder: i32, options: &Options<'_>) -> Result<i32, i32> {
     let ctl = sys::open(folder, b"ctl", O_RDWR)
         .map_err(|errno| complain(&[b"cannot open the ctl of the run: ", errno.words()]))?;
-    let line: &[u8] = if stdin { b"start stdin\n" } else { b"start\n" };
-    match control::say(ctl, line) {
+    let mut line = Line::new();
+    line.push(b"start");
+    if let Some(profile) = options.profile {
+        line.push(b" profile=");
+        line.push(profile);
+    }
+    line.push(if options.stdin { b" stdin\n" } else { b"\n" });
+    match control::say(ctl, line.bytes()) {
         Ok(()) => Ok(ctl),
         Err(errno) if control::reply(ctl, 2) == 0 => Err(match Run::open(folder) {
             Ok(run) => run.explain(errno.words()),

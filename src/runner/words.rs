@@ -29,6 +29,8 @@ pub(crate) struct Words<'s> {
 pub(crate) struct Options<'w> {
     /// `-i`: pass stdin on.
     pub(crate) stdin: bool,
+    /// `-p PROFILE`: the security profile to ask for.
+    pub(crate) profile: Option<&'w [u8]>,
     /// `--help`.
     pub(crate) help: bool,
     /// The value of `--args-json`.
@@ -60,12 +62,17 @@ impl<'s> Words<'s> {
 
     /// Reads the options; they end at the first word that is none.
     pub(crate) fn options(&self) -> Result<Options<'_>, &'static str> {
-        let mut options = Options { stdin: false, help: false, json: None, first: 0 };
+        let mut options = Options { stdin: false, profile: None, help: false, json: None, first: 0 };
         let mut words = self.iter();
         while let Some(word) = words.next() {
             match word {
                 b"-i" => options.stdin = true,
                 b"-h" | b"--help" => options.help = true,
+                b"-p" => {
+                    let profile = words.next().filter(|word| is_word(word));
+                    options.profile = Some(profile.ok_or("-p needs secure, permissive or disabled")?);
+                    options.first += 1;
+                }
                 b"--args-json" => {
                     options.json = Some(words.next().ok_or("--args-json needs JSON, @FILE or -")?);
                     options.first += 1;
@@ -158,6 +165,11 @@ impl<'s> Words<'s> {
             ]);
         }
     }
+}
+
+/// Letters only: it becomes a word of a command line.
+fn is_word(word: &[u8]) -> bool {
+    !word.is_empty() && word.len() <= 40 && word.iter().all(u8::is_ascii_alphabetic)
 }
 
 /// Overwrites a word; its length does not show.

@@ -153,6 +153,7 @@ pub fn addon_jobs(source: &str, mount_path: &str) -> AddonJobs {
         tree: digest,
         image: "localhost:5000/postgres-tools:v1".to_owned(),
         trust: serde_json::Value::Null,
+        refused_under: Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::pins;
-use crate::cli::config::Config;
+use crate::cli::config::{Beside, Config, Files};
 use crate::cli::dirs::Dirs;
 use crate::cli::{daemon_status, mounted};
 use crate::fetch::documents::Documents;
@@ -59,7 +59,7 @@ impl Place {
         let path = config.map_or_else(Dirs::standard_config, Path::to_owned);
         // A cache directory alone is enough to look into it.
         let read = config.is_some() || cache_dir.is_none() || path.exists();
-        let config = read.then(|| Config::read(&path)).transpose()?;
+        let config = read.then(|| Config::load(&path, &Beside::default(), &Files::default())).transpose()?;
         let kept = config.as_ref().and_then(|config| config.cache_dir.clone());
         let cache = cache_dir.map(Path::to_owned).or(kept).unwrap_or_else(|| Dirs::standard().cache);
         let cache =

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::Files;
 use crate::fetch::registry::{Authority, Mirror, Registries, RegistryHosts};
 use crate::policy::fields::{Field, Fields, Report};
 use crate::policy::reference;
 
-/// A bundle of certificates is some hundred KiB at most.
-const MAX_CA: u64 = 4 << 20;
-
 /// Reads the section. Certificates are read, too, so that what is wrong with them is told at once.
-pub(super) fn registries(section: &Field<'_>, base: &Path, report: &mut Report) -> Registries {
+pub(super) fn registries(section: &Field<'_>, base: &Path, files: &Files, report: &mut Report) -> Registries {
     let mut named = BTreeMap::new();
     let Some(fields) = section.fields(report) else { return Registries::default() };
     for (name, field) in fields.named() {
@@ -23,7 +21,7 @@ pub(super) fn registries(section: &Field<'_>, base: &Path, report: &mut Report) 
             }
         };
         let Some(mut fields) = field.fields(report) else { continue };
-        let hosts = hosts(&mut fields, base, report);
+        let hosts = hosts(&mut fields, base, files, report);
         fields.finish(report);
         if hosts.mirrors_only && hosts.mirrors.is_empty() {
             report.problem(&field, "fallback: false leaves no host to ask", "name a mirror");
@@ -35,18 +33,18 @@ pub(super) fn registries(section: &Field<'_>, base: &Path, report: &mut Report) 
     Registries::new(named)
 }
 
-fn hosts(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> RegistryHosts {
+fn hosts(fields: &mut Fields<'_>, base: &Path, files: &Files, report: &mut Report) -> RegistryHosts {
     let mirrors = fields.take("mirrors").and_then(|f| f.items(report)).unwrap_or_default();
-    let mirrors = mirrors.iter().filter_map(|item| mirror(item, base, report)).collect();
+    let mirrors = mirrors.iter().filter_map(|item| mirror(item, base, files, report)).collect();
     let fallback = fields.take("fallback").and_then(|f| f.flag(report)).unwrap_or(true);
-    RegistryHosts { mirrors, mirrors_only: !fallback, authority: authority(fields, base, report) }
+    RegistryHosts { mirrors, mirrors_only: !fallback, authority: authority(fields, base, files, report) }
 }
 
-fn mirror(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<Mirror> {
+fn mirror(item: &Field<'_>, base: &Path, files: &Files, report: &mut Report) -> Option<Mirror> {
     let mut fields = item.fields(report)?;
     let insecure = fields.take("insecure").and_then(|f| f.flag(report)).unwrap_or(false);
     let resolve = fields.take("resolve").and_then(|f| f.flag(report)).unwrap_or(false);
-    let authority = authority(&mut fields, base, report);
+    let authority = authority(&mut fields, base, files, report);
     let mirror = match fields.take("url") {
         None => {
             report.problem(item, "a mirror without url", "");
@@ -67,14 +65,11 @@ fn mirror(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<Mirror> 
     mirror
 }
 
-fn authority(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Option<Authority> {
+fn authority(fields: &mut Fields<'_>, base: &Path, files: &Files, report: &mut Report) -> Option<Authority> {
     let field = fields.take("ca")?;
     let path = base.join(field.text(report)?);
     let read = || -> Result<Authority, String> {
-        use std::io::Read as _;
-        let file = std::fs::File::open(&path).map_err(|error| format!("cannot be read: {error}"))?;
-        let mut pem = Vec::new();
-        file.take(MAX_CA).read_to_end(&mut pem).map_err(|error| format!("cannot be read: {error}"))?;
+        let pem = files.read(&path).map_err(|error| format!("cannot be read: {error}"))?;
         Authority::from_pem(&pem)
     };
     match read() {

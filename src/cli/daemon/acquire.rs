@@ -221,11 +221,19 @@ impl Acquisition<'_> {
             let Some(found) = layer else { continue };
             if let Some(place) = search.look(found.index())? {
                 let bytes = read_manifest(found, &place).await?;
+                let refused_under = admit::refused_under(&self.rooms.policy, self.spec, &admitted);
                 let addon = admit::addon(admitted, &bytes)?;
                 let config = Arc::new(documents.config.clone());
                 let annotations = &documents.manifest.annotations;
-                let candidate =
-                    Candidate::new(self.spec, &addon, config, documents.digest, place.folder, annotations);
+                let candidate = Candidate::new(
+                    self.spec,
+                    &addon,
+                    config,
+                    documents.digest,
+                    place.folder,
+                    annotations,
+                    refused_under,
+                );
                 self.board.propose(self.at, candidate)?;
                 return Ok(());
             }

@@ -8,8 +8,10 @@ use crate::fs::facts::ShownSource;
 use crate::jobs::AddonJobs;
 use crate::policy::addon::Origin;
 use crate::policy::admit::AdmittedAddon;
+use crate::policy::code::Denied;
 use crate::policy::digest::Digest;
 use crate::policy::image::ImageConfig;
+use crate::policy::rules::Profile;
 use crate::policy::source::spec::SourceSpec;
 
 /// An admitted add-on that wants to be shown.
@@ -32,6 +34,7 @@ impl Candidate {
         tree: Digest,
         folder: &'static str,
         annotations: &[(String, String)],
+        refused_under: Vec<(Profile, Denied)>,
     ) -> Self {
         let manifest = addon.manifest();
         let annotation = |key| annotations.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
@@ -75,6 +78,7 @@ impl Candidate {
                 tree,
                 image: spec.image.to_string(),
                 trust,
+                refused_under,
             },
             job_names,
         }

@@ -21,7 +21,6 @@ use crate::fs::facts::{CtlTarget, Facts, ShownSource, SourceFiles};
 use crate::fs::kernel::backing::Backings;
 use crate::jobs::Jobs;
 use crate::policy::event::Event;
-use crate::policy::rules::Profile;
 
 /// What the control tree shows of the daemon.
 #[derive(Debug)]
@@ -42,8 +41,8 @@ pub(crate) struct DaemonFacts {
     pub stops: Stops,
     /// The holder's options.
     pub options: HoldOptions,
-    /// The profile in force.
-    pub profile: Profile,
+    /// The policy in force, as `status.json` shows it.
+    pub policy: Mutex<Value>,
     /// When this daemon started, milliseconds since 1970.
     pub started_ms: u64,
     /// How files are read, once the image connection is served.
@@ -74,7 +73,7 @@ impl DaemonFacts {
             "config": self.options.config,
             "state_dir": self.options.dirs.state,
             "cache_dir": self.options.dirs.cache,
-            "profile": self.profile,
+            "policy": *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
             "settled": settled,
             "reading": self.reading(),
             "survival": self.survival(),

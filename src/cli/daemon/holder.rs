@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::inherit::Descriptors;
 use super::lock::StateLock;
+use crate::cli::config::Beside;
 use crate::cli::dirs::Dirs;
 use crate::fs::kernel::mount::{self, Tree};
 
@@ -40,6 +41,8 @@ pub(crate) struct HoldOptions {
     pub dirs: Dirs,
     /// Stay attached to the terminal.
     pub foreground: bool,
+    /// What was said beside the configuration.
+    pub beside: Beside,
 }
 
 impl HoldOptions {

@@ -23,7 +23,7 @@ use super::shutdown::{self, StopRequests};
 use super::starts::Starts;
 use super::upkeep;
 use super::wiring;
-use crate::cli::config::Config;
+use crate::cli::config::{Config, Files};
 use crate::cli::logging;
 use crate::fetch::documents::Documents;
 use crate::fetch::store::{Items, OpenItems};
@@ -77,7 +77,7 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
     upkeep::abort_on_lost_thread();
-    let config = config(&options.config, &descriptors.config)?;
+    let config = config(&options, &descriptors.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")
         .enable_all()
@@ -91,16 +91,18 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
 
 /// The configuration that the mount was made with. A successor must not read the file anew: half edited, it would end
 /// the mount and every run; edited, it would take effect at the moment of a crash.
-fn config(path: &std::path::Path, memory: &OwnedFd) -> anyhow::Result<Config> {
-    let mut kept = File::from(memory.try_clone()?);
-    let mut text = Vec::new();
-    kept.seek(SeekFrom::Start(0))?;
-    kept.read_to_end(&mut text)?;
-    if text.is_empty() {
-        text = Config::text(path)?;
-        kept.write_all(&text)?;
+fn config(options: &HoldOptions, memory: &OwnedFd) -> anyhow::Result<Config> {
+    let mut memory = File::from(memory.try_clone()?);
+    let mut kept = Vec::new();
+    memory.seek(SeekFrom::Start(0))?;
+    memory.read_to_end(&mut kept)?;
+    let files = Files::from_bytes(&kept).unwrap_or_default();
+    let mut config = Config::load(&options.config, &options.beside, &files)?;
+    options.beside.admit(&mut config.policy)?;
+    if kept.is_empty() {
+        memory.write_all(&files.to_bytes())?;
     }
-    Config::from_text(path, &text)
+    Ok(config)
 }
 
 /// Everything between the start of the runtime and its end.
@@ -180,7 +182,7 @@ impl Opened {
             store: Arc::clone(&store),
             documents: documents.clone(),
             stops: stopper,
-            profile: config.policy.profile,
+            policy: Mutex::new(wiring::policy_json(&options, &config)),
             started_ms,
             reading: OnceLock::new(),
             survives: OnceLock::new(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::{Value, json};
 
 use super::holder::HoldOptions;
 use crate::cli::config::Config;
@@ -17,7 +18,8 @@ use crate::fs::image::Side;
 use crate::jobs::executor::Executor;
 use crate::jobs::oci::{OciExecutor, OciOptions};
 use crate::jobs::spawner::{Helper, Spawner};
-use crate::jobs::{EnsureImage, JobsOptions};
+use crate::jobs::{EnsureImage, JobsOptions, JobsPolicy};
+use crate::policy::rules::Policy;
 
 /// Makes the daemon's directories, for its user alone: what lies in them is trusted, or secret.
 pub(crate) fn private_dirs(options: &HoldOptions) -> anyhow::Result<()> {
@@ -104,13 +106,10 @@ pub(crate) fn jobs_options(
     config: &Config,
     ensure_image: EnsureImage,
 ) -> anyhow::Result<JobsOptions> {
-    let policy = &config.policy;
     let mut jobs = JobsOptions::new(options.dirs.state.clone(), options.mount_point.clone());
     jobs.images_dir = options.images_dir.clone();
     jobs.group = group(config)?;
-    jobs.ceilings = policy.ceilings;
-    jobs.profile = policy.profile;
-    jobs.overrides = policy.overrides.clone();
+    jobs.policy = jobs_policy(&config.policy);
     jobs.limits = config.jobs.limits;
     jobs.max_running = config.jobs.max_running;
     jobs.max_running_per_job = config.jobs.max_running_per_job;
@@ -118,6 +117,26 @@ pub(crate) fn jobs_options(
     jobs.retention = config.jobs.retention;
     jobs.ensure_image = ensure_image;
     Ok(jobs)
+}
+
+/// What policy says to jobs.
+pub(crate) fn jobs_policy(policy: &Policy) -> JobsPolicy {
+    JobsPolicy { profile: policy.profile, ceilings: policy.ceilings, overrides: policy.overrides.clone() }
+}
+
+/// The policy in force, for `status.json`.
+pub(crate) fn policy_json(options: &HoldOptions, config: &Config) -> Value {
+    let policy = &config.policy;
+    json!({
+        "profile": policy.profile,
+        "profile_from": policy.profile_from.to_string(),
+        "verify_signatures": policy.verify_mode(),
+        "allowed_registries": policy.allowed_registries.entries(),
+        "on_untrusted": policy.on_untrusted,
+        "overrides": policy.overrides,
+        "policy_file": config.policy_file,
+        "disabled_allowed": options.beside.allows_disabled(),
+    })
 }
 
 /// The executor: an OCI runtime of the host, driven through shims.

@@ -147,9 +147,10 @@ impl ControlTree {
         let jobs = self.runs.handle();
         let answer = match parse_run(data).as_deref() {
             // without a token it gets the request's own: sent again by the kernel it is the same start
-            Ok([Command::Start { token: None, stdin }]) => {
+            Ok([Command::Start { token: None, stdin, profile }]) => {
                 let token = Some(format!("request-{}-{}", request.pid, request.unique));
-                jobs.run_command(run, Command::Start { token, stdin: *stdin }, &request.caller())
+                let start = Command::Start { token, stdin: *stdin, profile: *profile };
+                jobs.run_command(run, start, &request.caller())
             }
             _ => jobs.run_write(run, data, &request.caller()),
         };

@@ -7,10 +7,12 @@ use super::fields::{Fields, Report, string};
 use super::parse::executor;
 use super::{Entrypoint, FIXED_NAMES, Network, Resources};
 use crate::policy::arguments::{ArgSpec, is_reserved};
+use crate::policy::code::Denied;
+use crate::policy::rules::Profile;
 use crate::policy::yaml::{Kind, join};
 use crate::policy::{duration, quantity};
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "id",
     "name",
     "description",
@@ -19,6 +21,7 @@ const KEYS: [&str; 10] = [
     "resources",
     "env",
     "network",
+    "profile",
     "annotations",
     "executor",
 ];
@@ -43,6 +46,7 @@ pub(super) fn entrypoint(fields: Fields<'_>, report: &mut Report) -> Option<Entr
     let resources = resources(fields, report);
     let env = env(fields, report);
     let network = network(fields, report);
+    let profile = profile(fields, report);
     let annotations = fields.string_map("annotations", report);
     let id = id?;
     Some(Entrypoint {
@@ -54,8 +58,15 @@ pub(super) fn entrypoint(fields: Fields<'_>, report: &mut Report) -> Option<Entr
         resources,
         env,
         network,
+        profile,
         annotations,
     })
+}
+
+fn profile(fields: Fields<'_>, report: &mut Report) -> Option<Profile> {
+    let (node, pointer) = fields.get("profile")?;
+    let text = string(node, &pointer, "profile", report)?;
+    text.parse().map_err(|denied: Denied| report.problem(node, &pointer, denied.message, "")).ok()
 }
 
 fn id(fields: Fields<'_>, report: &mut Report) -> Option<String> {

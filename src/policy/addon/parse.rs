@@ -266,6 +266,7 @@ entrypoints:
             (with("LEVEL", "ARG_X"), 18, "another name", "/entrypoints/0/env/ARG_X"),
             (with("LEVEL", "RUN_DIR"), 18, "another name", "/entrypoints/0/env/RUN_DIR"),
             (with("network: all", "network: bridge"), 19, "", "/entrypoints/0/network"),
+            (with("network: all", "profile: strict"), 19, "use secure", "/entrypoints/0/profile"),
             (with("network: all", "netwrok: all"), 19, "did you mean network", "/entrypoints/0/netwrok"),
             (with("annotations", "argspec"), 20, "", ""),
         ];
@@ -329,9 +330,9 @@ entrypoints:
     #[test]
     fn keys_that_nobody_reads_are_warnings() {
         let manifest =
-            AddonManifest::parse(with("network: all", "network: all\n    profile: secure").as_bytes());
+            AddonManifest::parse(with("network: all", "network: all\n    colour: blue").as_bytes());
         let warnings = manifest.unwrap().warnings;
         assert_eq!(warnings.len(), 1);
-        assert_eq!((warnings[0].line, warnings[0].pointer.as_str()), (20, "/entrypoints/0/profile"));
+        assert_eq!((warnings[0].line, warnings[0].pointer.as_str()), (20, "/entrypoints/0/colour"));
     }
 }

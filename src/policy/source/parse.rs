@@ -1,7 +1,8 @@
-//! The `sources:` and `policy:` sections of a configuration file.
+//! The `sources:` and `policy:` sections of a configuration file, and a policy file of its own.
 //!
 //! In: the file's tree and the folder that relative paths are relative to. Out: [`Sections`], whose key files
-//! somebody else reads ([`Sections::resolve`]), or problems in the [`Report`]. An entry in the configuration is
+//! somebody else reads ([`Sections::resolve`]), or problems in the [`Report`]. A policy file (`flwd.policy.yaml`) holds
+//! what `policy:` holds; a key stands in one of the two, so that nobody has to know which would win. An entry in the configuration is
 //! consent, so `trusted` defaults to true; a digest is mandatory; under `image`, `ref` and `url` stands one thing.
 
 use std::io;
@@ -12,7 +13,9 @@ use crate::policy::addon::Resources;
 use crate::policy::code::{Code, Denied};
 use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
 use crate::policy::reference::{ImageRef, Location, PinnedRef, strip_scheme};
-use crate::policy::rules::{AllowedRegistries, Overrides, Policy, Profile, VerifyMode};
+use crate::policy::rules::{
+    AllowedRegistries, OnUntrusted, Overrides, Policy, Profile, ProfileFrom, VerifyMode,
+};
 use crate::policy::trust::keys::PublicKey;
 use crate::policy::trust::{Trust, TrustedKey};
 use crate::policy::yaml::{self, Problem};
@@ -30,9 +33,17 @@ pub type ReadFile<'r> = &'r dyn Fn(&Path) -> io::Result<Vec<u8>>;
 /// The two sections, with key files named but not read.
 #[derive(Debug, Default)]
 pub struct Sections {
+    policy: PolicyDraft,
+    sources: Vec<(SourceSpec, Option<TrustDraft>)>,
+}
+
+/// The rules, with key files named but not read.
+#[derive(Debug, Default)]
+struct PolicyDraft {
     policy: Policy,
     trust: TrustDraft,
-    sources: Vec<(SourceSpec, Option<TrustDraft>)>,
+    /// The keys that are said, and not left to their defaults.
+    said: Vec<&'static str>,
 }
 
 /// A file that holds nothing but the two sections, resolved.
@@ -79,7 +90,7 @@ pub fn load(
 pub fn sections(top: &mut Fields<'_>, base: &Path, report: &mut Report) -> Sections {
     let mut sections = Sections::default();
     if let Some(mut fields) = top.take("policy").and_then(|f| f.fields(report)) {
-        (sections.policy, sections.trust) = policy(&mut fields, base, report);
+        sections.policy = policy(&mut fields, base, report);
         fields.finish(report);
     }
     let items = top.take("sources").and_then(|f| f.items(report)).unwrap_or_default();
@@ -99,15 +110,54 @@ pub fn sections(top: &mut Fields<'_>, base: &Path, report: &mut Report) -> Secti
 }
 
 impl Sections {
+    /// Adds a policy file, in which what stands in `policy:` must not stand, too. Returns its warnings.
+    pub fn add_policy_file(&mut self, file: &str, bytes: &[u8], base: &Path) -> Result<Vec<Problem>, Denied> {
+        let node = yaml::parse(bytes).map_err(|problem| refusal(file, &[problem]))?;
+        // Another program reads it, too, and may know keys of its own.
+        let mut report = Report::new(Dialect::Flowd);
+        if let Some(mut fields) = Field::root(&node).fields(&mut report) {
+            let added = policy(&mut fields, base, &mut report);
+            if let Some(twice) = added.said.iter().find(|key| self.policy.said.contains(key)) {
+                let message = format!("{twice} stands in policy: of the configuration, too");
+                report.problem(fields.at(), message, "keep one of them");
+            }
+            fields.finish(&mut report);
+            self.policy.add(added);
+        }
+        report.finish(file)
+    }
+
     /// Reads the key files and completes policy and sources.
-    pub fn resolve(mut self, read: ReadFile<'_>) -> Result<(Policy, Vec<SourceSpec>), Denied> {
-        self.policy.trust = self.trust.resolve(read)?;
+    pub fn resolve(self, read: ReadFile<'_>) -> Result<(Policy, Vec<SourceSpec>), Denied> {
+        let policy = Policy { trust: self.policy.trust.resolve(read)?, ..self.policy.policy };
         let mut sources = Vec::with_capacity(self.sources.len());
         for (mut spec, trust) in self.sources {
             spec.trust = trust.map(|trust| trust.resolve(read)).transpose()?;
             sources.push(spec);
         }
-        Ok((self.policy, sources))
+        Ok((policy, sources))
+    }
+}
+
+impl PolicyDraft {
+    /// Takes over what `other` says.
+    fn add(&mut self, other: Self) {
+        let (mine, its) = (&mut self.policy, other.policy);
+        for key in &other.said {
+            match *key {
+                "profile" => (mine.profile, mine.profile_from) = (its.profile, its.profile_from.clone()),
+                "verify_signatures" => mine.verify_signatures = its.verify_signatures,
+                "allowed_registries" => mine.allowed_registries = its.allowed_registries.clone(),
+                "on_untrusted" => mine.on_untrusted = its.on_untrusted,
+                "ceilings" => mine.ceilings = its.ceilings,
+                "overrides" => mine.overrides = its.overrides.clone(),
+                _ => {}
+            }
+        }
+        if other.said.contains(&"trust") {
+            self.trust = other.trust;
+        }
+        self.said.extend(other.said);
     }
 }
 
@@ -132,10 +182,13 @@ impl TrustDraft {
     }
 }
 
-fn policy(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> (Policy, TrustDraft) {
+fn policy(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> PolicyDraft {
     let mut policy = Policy::default();
     if let Some((field, text)) = text(fields, "profile", report) {
-        policy.profile = judged(&field, text.parse::<Profile>(), report).unwrap_or_default();
+        match text.parse::<Profile>() {
+            Ok(profile) => (policy.profile, policy.profile_from) = (profile, ProfileFrom::Configuration),
+            Err(denied) => report.denied(&field, denied),
+        }
     }
     policy.verify_signatures = fields.take("verify_signatures").and_then(|f| verify_mode(&f, report));
     if let Some(field) = fields.take("allowed_registries") {
@@ -144,9 +197,10 @@ fn policy(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> (Policy,
         policy.allowed_registries = parsed.unwrap_or_default();
     }
     let trust = fields.take("trust").and_then(|f| trust(&f, base, report)).unwrap_or_default();
+    policy.on_untrusted = word(fields, "on_untrusted", OnUntrusted::from_name, "finish or kill", report);
     policy.ceilings = fields.take("ceilings").and_then(|f| ceilings(&f, report)).unwrap_or_default();
     policy.overrides = fields.take("overrides").and_then(|f| overrides(&f, report)).unwrap_or_default();
-    (policy, trust)
+    PolicyDraft { policy, trust, said: fields.found() }
 }
 
 /// `required`, `permissive` or `disabled`; `true` is required, `false` permissive.
@@ -197,6 +251,7 @@ fn overrides(field: &Field<'_>, report: &mut Report) -> Option<Overrides> {
         granted(&mut fields, "network", &["host"], "host is the only network that can be granted", report);
     let caps = granted(&mut fields, "caps", &[], "jobs get no capabilities, whatever is granted", report);
     let overrides = Overrides {
+        profile: profiles(&mut fields, report),
         network,
         caps,
         rootfs_writable: flag(&mut fields, "rootfs_writable", false, report),
@@ -205,6 +260,19 @@ fn overrides(field: &Field<'_>, report: &mut Report) -> Option<Overrides> {
     };
     fields.finish(report);
     Some(overrides)
+}
+
+/// `overrides.profile`: the looser levels that may be asked for.
+fn profiles(fields: &mut Fields<'_>, report: &mut Report) -> Vec<Profile> {
+    let mut profiles = Vec::new();
+    for item in fields.take("profile").and_then(|f| f.items(report)).unwrap_or_default() {
+        let Some(text) = item.text(report) else { continue };
+        match text.parse() {
+            Ok(profile) => profiles.push(profile),
+            Err(denied) => report.denied(&item, denied),
+        }
+    }
+    profiles
 }
 
 /// A list of grants. One that nobody can give is a mistake here, and in flowd's file flowd's matter: read over in
@@ -486,7 +554,7 @@ mod tests {
         refused("sources: [{type: git}]", "line 1", "unsupported source type");
         refused("sources: [{type: oci}]", "line 1", "no image");
         refused("sources: {}", "line 1", "a list");
-        refused("policy: {profile: strict}", "line 1", "unknown");
+        refused("policy: {on_untrusted: ignore}", "line 1", "finish or kill");
         refused("policy: {allowed_registries: ghcr.io}", "line 1", "a list");
         refused("policy: {ceilings: {cpu: many}}", "line 1", "cpu");
         refused("policy: {trust: {keys: [gone.pub]}}", "/etc/addonfs/gone.pub", "cannot be read");
@@ -494,6 +562,66 @@ mod tests {
         refused("a: [\n", "line", "");
         let twice = format!("{}{}", source("name: a"), source("name: a").replace("sources:\n", ""));
         refused(&twice, "line 5", "stands above already");
+    }
+
+    #[test]
+    fn an_unknown_profile_is_a_wrong_policy() {
+        for text in ["policy: {profile: strict}", "policy: {overrides: {profile: [loose]}}"] {
+            let denied = load_text(text, Dialect::Addonfs).unwrap_err();
+            assert_eq!(denied.code, Code::Policy, "{denied}");
+            assert!(denied.message.contains("line 1") && denied.message.contains("secure"), "{denied}");
+        }
+        let both = load_text("policy: {profile: strict}\nother: 1\n", Dialect::Addonfs).unwrap_err();
+        assert_eq!(both.code, Code::Config, "{both}");
+    }
+
+    fn with_policy_file(config: &str, file: &str) -> Result<(Policy, Vec<Problem>), Denied> {
+        let node = yaml::parse(config.as_bytes()).unwrap();
+        let mut report = Report::new(Dialect::Addonfs);
+        let mut top = Field::root(&node).fields(&mut report).unwrap();
+        let mut drafted = sections(&mut top, Path::new("/etc/addonfs"), &mut report);
+        report.finish("addonfs.yaml").unwrap();
+        let base = Path::new("/etc/flowd");
+        let warnings = drafted.add_policy_file("flwd.policy.yaml", file.as_bytes(), base)?;
+        let read = |path: &Path| Err(io::Error::other(path.display().to_string()));
+        Ok((drafted.resolve(&read)?.0, warnings))
+    }
+
+    #[test]
+    fn a_policy_file_of_flowd_loads_as_it_stands_beside_the_configuration() {
+        let file = "verify_signatures: permissive\nallowed_registries: [ghcr.io]\nceilings: {cpu: \"2\", memory: 1Gi}\n\
+                    overrides: {network: [host, bridge], caps: [], rootfs_writable: true, env_inheritance: false}\n\
+                    subjects: [x]\n";
+        let (policy, warnings) =
+            with_policy_file("policy: {profile: secure, on_untrusted: kill}", file).unwrap();
+        assert_eq!((policy.profile, policy.on_untrusted), (Profile::Secure, OnUntrusted::Kill));
+        assert_eq!(policy.profile_from, ProfileFrom::Configuration);
+        assert_eq!(policy.verify_mode(), VerifyMode::Permissive);
+        assert_eq!(policy.allowed_registries.to_string(), "ghcr.io");
+        assert_eq!(policy.ceilings.cpu_millis, Some(2000));
+        assert_eq!(
+            (&*policy.overrides.network, policy.overrides.rootfs_writable),
+            (&["host".to_owned()][..], true)
+        );
+        let words: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        assert!(
+            words.len() == 2 && words[0].contains("bridge") && words[1].contains("subjects"),
+            "{words:?}"
+        );
+    }
+
+    #[test]
+    fn what_stands_in_both_is_refused() {
+        let denied = with_policy_file("policy: {ceilings: {cpu: 1}}", "ceilings: {memory: 1Gi}").unwrap_err();
+        assert!(
+            denied.message.contains("flwd.policy.yaml") && denied.message.contains("ceilings"),
+            "{denied}"
+        );
+        let denied = with_policy_file("", "profile: none\n").unwrap_err();
+        assert_eq!(denied.code, Code::Policy);
+        // Key files are beside the file that names them.
+        let denied = with_policy_file("", "trust: {keys: [own.pub]}").unwrap_err();
+        assert!(denied.message.contains("/etc/flowd/own.pub"), "{denied}");
     }
 
     #[test]

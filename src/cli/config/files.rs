@@ -1,0 +1,93 @@
+//! The files that a configuration is made of: itself, its policy file, keys, certificates.
+//!
+//! Whoever reads them from the disk remembers what was in them, so that a daemon that takes another's place can go on
+//! with exactly the same, whatever became of the files meanwhile.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// Largest file that is read. A bundle of certificates is some hundred KiB; a configuration of all allowed sources,
+/// too.
+const MAX_FILE: u64 = 4 << 20;
+
+/// Reads files and remembers them, or gives what was remembered.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    kept: Option<BTreeMap<PathBuf, Vec<u8>>>,
+    read: RefCell<BTreeMap<PathBuf, Vec<u8>>>,
+}
+
+impl Files {
+    /// The content of a file.
+    pub(crate) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        if let Some(kept) = &self.kept {
+            let found = kept.get(path).cloned();
+            return found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it was not there before"));
+        }
+        let content = read_bounded(path)?;
+        self.read.borrow_mut().insert(path.to_owned(), content.clone());
+        Ok(content)
+    }
+
+    /// All that was read, in a form that [`Files::from_bytes`] understands.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let read = self.kept.clone().unwrap_or_else(|| self.read.borrow().clone());
+        let line = |(path, content): (PathBuf, Vec<u8>)| {
+            use std::os::unix::ffi::OsStrExt as _;
+            (STANDARD.encode(path.as_os_str().as_bytes()), STANDARD.encode(content))
+        };
+        // A list of pairs of strings always serializes.
+        serde_json::to_vec(&read.into_iter().map(line).collect::<Vec<_>>()).unwrap_or_default()
+    }
+
+    /// What an earlier [`Files::to_bytes`] holds; `None` if it is not whole.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        use std::os::unix::ffi::OsStringExt as _;
+        let lines: Vec<(String, String)> = serde_json::from_slice(bytes).ok()?;
+        let pair = |(path, content): (String, String)| {
+            let path = std::ffi::OsString::from_vec(STANDARD.decode(path).ok()?);
+            Some((PathBuf::from(path), STANDARD.decode(content).ok()?))
+        };
+        let kept = lines.into_iter().map(pair).collect::<Option<_>>()?;
+        Some(Self { kept: Some(kept), read: RefCell::default() })
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut content = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_FILE} bytes")));
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_given_again_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("a"), b"\xff\0content").unwrap();
+        std::fs::write(path("large"), vec![0; MAX_FILE as usize + 1]).unwrap();
+        let files = Files::default();
+        assert_eq!(files.read(&path("a")).unwrap(), b"\xff\0content");
+        assert!(files.read(&path("none")).is_err() && files.read(&path("large")).is_err());
+        let bytes = files.to_bytes();
+        std::fs::write(path("a"), "changed").unwrap();
+        std::fs::write(path("none"), "there now").unwrap();
+        let kept = Files::from_bytes(&bytes).unwrap();
+        assert_eq!(kept.read(&path("a")).unwrap(), b"\xff\0content");
+        assert!(kept.read(&path("none")).is_err());
+        assert_eq!(kept.to_bytes(), bytes);
+        assert!(Files::from_bytes(&bytes[..bytes.len() - 1]).is_none() && Files::from_bytes(b"").is_none());
+    }
+}
