@@ -50,6 +50,22 @@ pub struct AdmittedAddon {
     manifest_bytes: Arc<[u8]>,
 }
 
+/// Why an image is not let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{denied}")]
+pub struct NotAdmitted {
+    /// The refusal.
+    pub denied: Denied,
+    /// Where it is about signatures: why none of them counted.
+    pub refusals: Vec<Refusal>,
+}
+
+impl From<Denied> for NotAdmitted {
+    fn from(denied: Denied) -> Self {
+        Self { denied, refusals: Vec::new() }
+    }
+}
+
 impl AdmittedImage {
     /// The image.
     pub fn image(&self) -> &PinnedRef {
@@ -111,7 +127,7 @@ pub fn image(
     spec: &SourceSpec,
     evidence: &[Evidence],
     now: i64,
-) -> Result<AdmittedImage, Denied> {
+) -> Result<AdmittedImage, NotAdmitted> {
     source(policy, spec)?;
     let mode = verify_mode(policy, spec);
     let verification = if mode == VerifyMode::Disabled {
@@ -121,7 +137,10 @@ pub fn image(
         match signature::verify(&trust_for(policy, spec), &subject, evidence) {
             Ok(verified) => Verification::Verified(verified),
             Err(refusals) if mode == VerifyMode::Permissive => Verification::Unsigned { refusals },
-            Err(refusals) => return Err(unsigned(spec, &refusals)),
+            Err(refusals) => {
+                let denied = unsigned(spec, &in_words(&refusals));
+                return Err(NotAdmitted { denied, refusals });
+            }
         }
     };
     Ok(AdmittedImage { image: spec.image.clone(), verification })
@@ -181,10 +200,8 @@ pub fn refused_under(policy: &Policy, spec: &SourceSpec, admitted: &AdmittedImag
         let checked = source(&policy, spec).and_then(|()| match &admitted.verification {
             _ if verify_mode(&policy, spec) != VerifyMode::Required => Ok(()),
             Verification::Verified(_) => Ok(()),
-            Verification::Unsigned { reason } => Err(unsigned(spec, std::slice::from_ref(reason))),
-            Verification::NotChecked => {
-                Err(unsigned(spec, &["its signatures were not looked at".to_owned()]))
-            }
+            Verification::Unsigned { refusals } => Err(unsigned(spec, &in_words(refusals))),
+            Verification::NotChecked => Err(unsigned(spec, "its signatures were not looked at")),
         });
         Some((profile, checked.err()?))
     };
@@ -197,14 +214,13 @@ pub fn index_trust(policy: &Policy, spec: &SourceSpec) -> Trust {
     Trust { keys: trust.index_keys, index_keys: Vec::new(), require_log: trust.require_log }
 }
 
-fn unsigned(spec: &SourceSpec, refusals: &[Refusal]) -> Denied {
+fn unsigned(spec: &SourceSpec, why: &str) -> Denied {
     let (code, who) = if spec.verify_signatures {
         (Code::SourceSignatureInvalid, "source")
     } else {
         (Code::ImageSignatureRequired, "policy")
     };
-    let words =
-        format!("{} has no valid signature and the {who} demands one: {}", spec.image, in_words(refusals));
+    let words = format!("{} has no valid signature and the {who} demands one: {why}", spec.image);
     Denied::new(code, words)
 }
 
@@ -254,7 +270,7 @@ mod tests {
         let mut source = spec("quay.io/o/x");
         source.trusted = false;
         let code = |source: &SourceSpec, evidence: &[Evidence]| {
-            image(&policy, source, evidence, 0).map(|_| ()).map_err(|d| d.code)
+            image(&policy, source, evidence, 0).map(|_| ()).map_err(|refused| refused.denied.code)
         };
         assert_eq!(code(&source, &[]), Err(Code::SourceTrustRequired));
         source.trusted = true;
@@ -284,7 +300,7 @@ mod tests {
         assert_eq!(*image(&disabled, &source, &[], 0).unwrap().verification(), Verification::NotChecked);
         source.verify_signatures = true;
         for policy in [&permissive, &disabled] {
-            assert_eq!(image(policy, &source, &[], 0).unwrap_err().code, Code::SourceSignatureInvalid);
+            assert_eq!(image(policy, &source, &[], 0).unwrap_err().denied.code, Code::SourceSignatureInvalid);
         }
     }
 
@@ -292,8 +308,8 @@ mod tests {
     fn a_stricter_profile_is_not_granted_in_name_only() {
         let key = PrivateKey::generate().unwrap();
         let source = spec("ghcr.io/o/x");
-        let codes = |policy: &Policy, materials: &[SignatureMaterial]| -> Vec<(Profile, Code)> {
-            let admitted = image(policy, &source, materials).unwrap();
+        let codes = |policy: &Policy, evidence: &[Evidence]| -> Vec<(Profile, Code)> {
+            let admitted = image(policy, &source, evidence, 0).unwrap();
             refused_under(policy, &source, &admitted).into_iter().map(|(p, d)| (p, d.code)).collect()
         };
         let signed = [material(&key, &source.image.digest)];
@@ -320,6 +336,6 @@ mod tests {
         assert!(image(&policy, &source, &[material(&own, &digest)], 0).is_ok());
         source.trust = Some(Trust { require_log: true, ..Trust::default() });
         let refused = image(&policy, &source, &[material(&host, &digest)], 0).unwrap_err();
-        assert!(refused.message.contains("require_log"), "{refused}");
+        assert!(refused.denied.message.contains("require_log"), "{refused}");
     }
 }

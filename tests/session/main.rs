@@ -11,6 +11,7 @@ mod images;
 mod indexes;
 mod jobs;
 mod network;
+mod policy;
 mod refusals;
 mod rootless;
 mod umount;

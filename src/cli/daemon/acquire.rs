@@ -115,7 +115,8 @@ pub(crate) struct Acquisition<'a> {
 impl Acquisition<'_> {
     /// Runs until `rootfs` is there or something stands in the way. Returns the layers, lowest first.
     pub(crate) async fn run(mut self) -> Result<Vec<Layer>, Trouble> {
-        admit::source(&self.rooms.policy, self.spec)?;
+        admit::source(&self.rooms.policy, self.spec)
+            .inspect_err(|denied| self.board.decided(admit::decision(self.spec, Err(denied))))?;
         self.board.apply(self.at, Transition::Resolve);
         let options = RegistryOptions { insecure: self.spec.insecure, ..self.rooms.registry.clone() };
         let source = source::open(&self.spec.image.location, &options)?;
@@ -193,8 +194,11 @@ impl Acquisition<'_> {
                 }
             }
         };
-        self.board.decided(admit::decision(self.spec, outcome.as_ref()));
-        Ok(outcome?)
+        self.board.decided(admit::decision(self.spec, outcome.as_ref().map_err(|refused| &refused.denied)));
+        outcome.map_err(|refused| {
+            self.board.apply(self.at, Transition::Unverified(refused.refusals));
+            Trouble::Refused(refused.denied)
+        })
     }
 
     async fn documents(&self, source: &dyn BlobSource) -> Result<ImageDocuments, Trouble> {

@@ -20,7 +20,7 @@ use super::spec::SourceSpec;
 use crate::policy::admit::Verification;
 use crate::policy::code::Denied;
 use crate::policy::digest::Digest;
-use crate::policy::trust::verdict::in_words;
+use crate::policy::trust::verdict::{Cause, Refusal, in_words};
 
 /// Where a source is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub enum Transition {
     },
     /// The signature is judged.
     Admitted(Verification),
+    /// No signature counted, and policy demands one. The refusal follows.
+    Unverified(Vec<Refusal>),
     /// The add-on's manifest is valid: the tree shows the add-on and its jobs.
     Shown {
         /// The add-on's `name`.
@@ -136,6 +138,8 @@ const TELL_READS_MS: u64 = 60_000;
 pub struct SourceStatus {
     name: String,
     image: String,
+    /// Repository and digest, without a tag.
+    pinned: String,
     digest: Digest,
     mount_path: String,
     generation: u64,
@@ -144,6 +148,8 @@ pub struct SourceStatus {
     failures: u32,
     manifest: Option<Digest>,
     verification: Option<Verification>,
+    /// Why no signature counted, where one was demanded.
+    refusals: Vec<Refusal>,
     shown: Option<(String, String, Vec<String>)>,
     read_error: Option<ReadError>,
     conditions: Vec<Condition>,
@@ -159,6 +165,7 @@ impl SourceStatus {
         let mut status = Self {
             name: spec.name.clone(),
             image: spec.image.to_string(),
+            pinned: format!("{}@{}", spec.image.location, spec.image.digest),
             digest: spec.image.digest,
             mount_path: spec.mount_path.clone(),
             generation,
@@ -167,6 +174,7 @@ impl SourceStatus {
             failures: 0,
             manifest: None,
             verification: None,
+            refusals: Vec::new(),
             shown: None,
             read_error: None,
             conditions: Vec::new(),
@@ -211,6 +219,7 @@ impl SourceStatus {
         match transition {
             Transition::Resolve => {
                 self.verification = None;
+                self.refusals.clear();
                 self.phase = Phase::Resolving;
             }
             Transition::Hidden => self.shown = None,
@@ -220,6 +229,7 @@ impl SourceStatus {
                 self.phase = Phase::Verifying;
             }
             Transition::Admitted(verification) => self.verification = Some(verification),
+            Transition::Unverified(refusals) => self.refusals = refusals,
             Transition::Shown { addon, version, jobs } => self.shown = Some((addon, version, jobs)),
             Transition::Wait => self.phase = Phase::Waiting,
             Transition::Fetch { .. } | Transition::Index if self.phase == Phase::Ready => {}
@@ -330,11 +340,32 @@ impl SourceStatus {
             "progress": progress,
             "read_error": read_error,
             "addon": addon,
-            "verification": self.verification,
+            "verification": self.verification_json(),
             "generation": self.generation,
             "observed_generation": self.observed_generation(),
             "conditions": self.conditions,
         })
+    }
+
+    fn verification_json(&self) -> Value {
+        match &self.verification {
+            None if !self.refusals.is_empty() => json!({"state": "refused", "refusals": self.refusals}),
+            verification => json!(verification),
+        }
+    }
+
+    /// Why no signature counted, in the words of Flux's source-controller.
+    fn unverified(&self, refusals: &[Refusal]) -> String {
+        let kinds = || refusals.iter().filter_map(|refusal| Some(refusal.evidence.as_ref()?.kind));
+        let notation = kinds().next().is_some() && kinds().all(|kind| kind == "notation");
+        let provider = if notation { "notation" } else { "cosign" };
+        let why = match refusals {
+            [only] if only.reason.code == Cause::NoSignature => {
+                format!(" were found for '{}'", self.pinned)
+            }
+            _ => format!(": {}", in_words(refusals)),
+        };
+        format!("failed to verify the signature using provider '{provider}': no matching signatures{why}")
     }
 
     /// A failure that is tried again does not count as having dealt with the generation; a refusal does.
@@ -377,15 +408,15 @@ impl SourceStatus {
             }
         }
         match (&self.verification, &self.phase) {
-            (Some(Verification::Verified(by)), _) => {
-                let words = format!("verified signature of revision {} by {}", self.digest, by.by());
+            (Some(Verification::Verified(_)), _) => {
+                let words = format!("verified signature of revision {}", self.digest);
                 want("SourceVerified", "True", "Succeeded", words);
             }
             (Some(Verification::Unsigned { refusals }), _) => {
-                want("SourceVerified", "False", "VerificationError", in_words(refusals));
+                want("SourceVerified", "False", "VerificationError", self.unverified(refusals));
             }
             (None, Phase::Refused(denied)) if is_about_signatures(denied) => {
-                want("SourceVerified", "False", "VerificationError", denied.message.clone());
+                want("SourceVerified", "False", "VerificationError", self.unverified(&self.refusals));
             }
             _ => {}
         }
@@ -443,8 +474,12 @@ mod tests {
     use crate::policy::source::spec::{Expose, PullPolicy};
 
     fn status() -> SourceStatus {
+        SourceStatus::new(&spec(), 1, 0)
+    }
+
+    fn spec() -> SourceSpec {
         let image: ImageRef = format!("ghcr.io/o/x:v1@{}", Digest::of(b"i")).parse().unwrap();
-        let spec = SourceSpec {
+        SourceSpec {
             name: "x".to_owned(),
             image: image.pinned().unwrap(),
             mount_path: String::new(),
@@ -455,8 +490,7 @@ mod tests {
             trust: None,
             insecure: false,
             pin: false,
-        };
-        SourceStatus::new(&spec, 1, 0)
+        }
     }
 
     fn condition<'s>(status: &'s SourceStatus, kind: &str) -> Option<&'s Condition> {
@@ -511,10 +545,59 @@ mod tests {
         assert!(s.apply(Transition::Refuse(denied), 0));
         assert_eq!(condition(&s, "Stalled").unwrap().reason, "image.signature.required");
         assert_eq!(condition(&s, "SourceVerified").unwrap().status, "False");
+        assert!(
+            condition(&s, "SourceVerified").unwrap().message.starts_with("failed to verify the signature")
+        );
         assert!(!s.apply(Transition::Ready, 1) && !s.apply(Transition::Fetch { done: 0, total: 1 }, 1));
         assert_eq!(s.to_json()["code"], "image.signature.required");
         assert!(s.apply(Transition::Resolve, 2));
         assert!(condition(&s, "Stalled").is_none());
+    }
+
+    /// Cases VF-01, VF-02 and 1C-41: the words of the condition are Flux's.
+    #[test]
+    fn words_about_signatures() {
+        use crate::policy::admit;
+        use crate::policy::rules::{AllowedRegistries, Policy};
+        use crate::policy::trust::keys::PrivateKey;
+        use crate::policy::trust::signature::tests::{material, trusting};
+
+        let (key, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let allowed_registries = AllowedRegistries::parse(Some(&["*".to_owned()])).unwrap();
+        let policy = Policy { allowed_registries, trust: trusting(&[("k.pub", &key)]), ..Policy::default() };
+        let digest = Digest::of(b"i");
+        let shown = |evidence: &[crate::policy::trust::evidence::Evidence]| {
+            let mut s = status();
+            s.apply(Transition::Resolve, 0);
+            match admit::image(&policy, &spec(), evidence, 0) {
+                Ok(admitted) => s.apply(Transition::Admitted(admitted.verification().clone()), 0),
+                Err(refused) => {
+                    s.apply(Transition::Unverified(refused.refusals), 0);
+                    s.apply(Transition::Refuse(refused.denied), 0)
+                }
+            };
+            let found = condition(&s, "SourceVerified").unwrap();
+            (
+                found.status,
+                found.reason.clone(),
+                found.message.clone(),
+                s.to_json()["verification"]["state"].clone(),
+            )
+        };
+        let expected = format!("verified signature of revision {digest}");
+        assert_eq!(
+            shown(&[material(&key, &digest)]),
+            ("True", "Succeeded".into(), expected, "verified".into())
+        );
+        let expected = format!(
+            "failed to verify the signature using provider 'cosign': no matching signatures were found for \
+             'ghcr.io/o/x@{digest}'"
+        );
+        assert_eq!(shown(&[]), ("False", "VerificationError".into(), expected, "refused".into()));
+        let (status, _, message, _) = shown(&[material(&other, &digest)]);
+        let start =
+            "failed to verify the signature using provider 'cosign': no matching signatures: signature 1";
+        assert!(status == "False" && message.starts_with(start), "{message}");
     }
 
     #[test]
