@@ -12,6 +12,7 @@
 
 pub mod evidence;
 pub mod keys;
+pub mod notation;
 pub mod pem;
 pub mod private_key;
 pub mod signature;

@@ -11,6 +11,11 @@ pub(super) fn decode(text: &[u8]) -> Result<(String, Vec<u8>), String> {
     if text.len() > MAX_BYTES {
         return Err(format!("it has {} bytes, a key has at most {MAX_BYTES}", text.len()));
     }
+    decode_any(text)
+}
+
+/// The same for what is no key; the caller knows how large it may be.
+pub(super) fn decode_any(text: &[u8]) -> Result<(String, Vec<u8>), String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not a PEM file: not text".to_owned())?;
     let (_, rest) = text.split_once("-----BEGIN ").ok_or("it is not a PEM file: no BEGIN line")?;
     let (label, rest) = rest.split_once("-----").ok_or("its BEGIN line is cut off")?;
