@@ -497,6 +497,51 @@ mod tests {
 
     const DOCS: &str = include_str!("../../docs/configuration.md");
 
+    /// notation's folder, with one store.
+    fn notation_files(dir: &Path) {
+        let policy = r#"{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+            "signatureVerification": {"level": "strict"}, "trustStores": ["ca:acme"], "trustedIdentities": ["*"]}]}"#;
+        std::fs::write(dir.join("trustpolicy.json"), policy).unwrap();
+        std::fs::create_dir_all(dir.join("truststore/x509/ca/acme")).unwrap();
+        std::fs::write(dir.join("truststore/x509/ca/acme/ca.pem"), CERTIFICATE).unwrap();
+        std::fs::create_dir(dir.join("crls")).unwrap();
+    }
+
+    /// What the trust policy says is checked with the rest of the configuration.
+    #[test]
+    fn files_of_notation_are_read() {
+        let text = "policy: {trust: {notation: {trust_policy: trustpolicy.json, trust_store: truststore, crls: crls}}}";
+        let parse = |dir: &Path, text: &str| {
+            let (beside, files) = (Beside::default(), Files::default());
+            Config::parse("addonfs.yaml", text.as_bytes(), dir, Dialect::Addonfs, &beside, &files)
+        };
+        let dir = tempfile::tempdir().unwrap();
+        notation_files(dir.path());
+        let config = parse(dir.path(), text).unwrap();
+        assert!(config.policy.trust.notation.is_some());
+        let refused = |text: &str, words: &str| {
+            let error = parse(dir.path(), text).unwrap_err().to_string();
+            assert!(error.contains("E_CONFIG") && error.contains(words), "{text}: {error}");
+        };
+        refused("policy: {trust: {notation: {trust_store: truststore}}}", "names no trust policy");
+        refused("policy: {trust: {notation: {trust_policy: gone.json}}}", "gone.json: cannot be read");
+        refused("policy: {trust: {notation: {trust_policy: trustpolicy.json}}}", "trust_store is not said");
+        refused(
+            "policy: {trust: {notation: {trust_policy: trustpolicy.json, crl: x}}}",
+            "did you mean crls?",
+        );
+        let store = dir.path().join("truststore/x509/ca/acme");
+        std::os::unix::fs::symlink("ca.pem", store.join("link.pem")).unwrap();
+        refused(text, "link.pem: is a symbolic link");
+        std::fs::remove_file(store.join("link.pem")).unwrap();
+        std::fs::rename(&store, store.with_file_name("other")).unwrap();
+        refused(text, "acme: cannot be read");
+        std::os::unix::fs::symlink("other", &store).unwrap();
+        refused(text, "acme: is a symbolic link");
+        std::fs::write(dir.path().join("trustpolicy.json"), "{}").unwrap();
+        refused(text, "trust policy document has empty version");
+    }
+
     #[test]
     fn the_documented_file_is_accepted() {
         use crate::policy::trust::keys::PrivateKey;
@@ -506,6 +551,7 @@ mod tests {
             std::fs::write(dir.path().join(name), &key).unwrap();
         }
         std::fs::write(dir.path().join("ca.pem"), CERTIFICATE).unwrap();
+        notation_files(dir.path());
         let block = DOCS.split("```yaml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let text = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
         std::fs::write(dir.path().join("flwd.policy.yaml"), "").unwrap();

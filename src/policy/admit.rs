@@ -146,6 +146,21 @@ pub fn image(
     Ok(AdmittedImage { image: spec.image.clone(), verification })
 }
 
+/// Whether what the pinned digest names is what was signed, in more than its digest: made as soon as it is there.
+pub fn manifest(
+    spec: &SourceSpec,
+    admitted: &AdmittedImage,
+    media_type: &str,
+    size: u64,
+) -> Result<(), Denied> {
+    match &admitted.verification {
+        Verification::Verified(verified) => {
+            verified.check_manifest(media_type, size).map_err(|why| unsigned(spec, &why))
+        }
+        Verification::Unsigned { .. } | Verification::NotChecked => Ok(()),
+    }
+}
+
 /// Admits an add-on by the manifest found in an admitted image.
 pub fn addon(image: AdmittedImage, manifest_bytes: &[u8]) -> Result<AdmittedAddon, Denied> {
     let manifest = AddonManifest::parse(manifest_bytes).map_err(|problems| addon::denied(&problems))?;
@@ -187,6 +202,7 @@ fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
                 own.index_keys.clone()
             },
             require_log: own.require_log || policy.trust.require_log,
+            notation: own.notation.clone().or_else(|| policy.trust.notation.clone()),
         },
     }
 }
@@ -211,7 +227,7 @@ pub fn refused_under(policy: &Policy, spec: &SourceSpec, admitted: &AdmittedImag
 /// Whose signatures on indexes of an image's layers count; nobody's without `trust.index_keys`.
 pub fn index_trust(policy: &Policy, spec: &SourceSpec) -> Trust {
     let trust = trust_for(policy, spec);
-    Trust { keys: trust.index_keys, index_keys: Vec::new(), require_log: trust.require_log }
+    Trust { keys: trust.index_keys, require_log: trust.require_log, ..Trust::default() }
 }
 
 fn unsigned(spec: &SourceSpec, why: &str) -> Denied {

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+/// Largest listing of a folder: some ten thousand names.
+const MAX_LISTING: usize = 1 << 20;
+
 /// Largest file that is read. A bundle of certificates is some hundred KiB; a configuration of all allowed sources,
 /// too.
 const MAX_FILE: u64 = 4 << 20;
@@ -23,13 +26,14 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// The content of a file.
+    /// The content of a file, or the listing of a folder as `policy` wants it: one entry a line, folders with `/` behind,
+    /// symbolic links with `@`.
     pub(crate) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         if let Some(kept) = &self.kept {
             let found = kept.get(path).cloned();
             return found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it was not there before"));
         }
-        let content = read_bounded(path)?;
+        let content = if path.is_dir() { list(path) } else { read_bounded(path) }?;
         self.read.borrow_mut().insert(path.to_owned(), content.clone());
         Ok(content)
     }
@@ -58,6 +62,33 @@ impl Files {
     }
 }
 
+fn list(folder: &Path) -> io::Result<Vec<u8>> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut lines = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let mark = if kind.is_dir() {
+            "/"
+        } else if kind.is_symlink() {
+            "@"
+        } else {
+            ""
+        };
+        let name = entry.file_name();
+        // Such a name could pass for two.
+        if !name.as_bytes().contains(&b'\n') {
+            lines.push([name.as_bytes(), mark.as_bytes(), b"\n"].concat());
+        }
+    }
+    lines.sort();
+    let listing = lines.concat();
+    if listing.len() > MAX_LISTING {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a folder of too many files"));
+    }
+    Ok(listing)
+}
+
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut content = Vec::new();
@@ -81,11 +112,18 @@ mod tests {
         let files = Files::default();
         assert_eq!(files.read(&path("a")).unwrap(), b"\xff\0content");
         assert!(files.read(&path("none")).is_err() && files.read(&path("large")).is_err());
+        std::fs::create_dir(path("folder")).unwrap();
+        std::fs::create_dir(path("folder/b")).unwrap();
+        std::fs::write(path("folder/c"), "").unwrap();
+        std::os::unix::fs::symlink("c", path("folder/a")).unwrap();
+        assert_eq!(files.read(&path("folder")).unwrap(), b"a@\nb/\nc\n");
         let bytes = files.to_bytes();
+        std::fs::remove_file(path("folder/c")).unwrap();
         std::fs::write(path("a"), "changed").unwrap();
         std::fs::write(path("none"), "there now").unwrap();
         let kept = Files::from_bytes(&bytes).unwrap();
         assert_eq!(kept.read(&path("a")).unwrap(), b"\xff\0content");
+        assert_eq!(kept.read(&path("folder")).unwrap(), b"a@\nb/\nc\n");
         assert!(kept.read(&path("none")).is_err());
         assert_eq!(kept.to_bytes(), bytes);
         assert!(Files::from_bytes(&bytes[..bytes.len() - 1]).is_none() && Files::from_bytes(b"").is_none());

@@ -167,6 +167,8 @@ impl Acquisition<'_> {
             Some(outcome) => outcome,
             None => documents.await,
         }?;
+        admit::manifest(self.spec, &admitted, &documents.pinned_media_type, documents.pinned_size)
+            .inspect_err(|denied| self.board.decided(admit::decision(self.spec, Err(denied))))?;
         self.board.apply(self.at, Transition::Resolved { manifest: documents.digest });
         Ok((admitted, documents))
     }

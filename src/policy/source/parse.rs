@@ -7,6 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::spec::{Expose, PullPolicy, SourceSpec};
 use crate::policy::addon::Resources;
@@ -17,6 +18,8 @@ use crate::policy::rules::{
     AllowedRegistries, OnUntrusted, Overrides, Policy, Profile, ProfileFrom, VerifyMode,
 };
 use crate::policy::trust::keys::PublicKey;
+use crate::policy::trust::notation::NotationTrust;
+use crate::policy::trust::notation::load::{self, NotationPaths};
 use crate::policy::trust::{Trust, TrustedKey};
 use crate::policy::yaml::{self, Problem};
 use crate::policy::{duration, mount_path, quantity};
@@ -27,7 +30,8 @@ const MAX_SOURCES: usize = 1024;
 /// Longest name of a source in bytes: it names a folder and stands in messages.
 const MAX_NAME: usize = 128;
 
-/// Reads a file that the configuration names.
+/// Reads a file that the configuration names. Of a folder it gives the entries in the order of their names: one a line,
+/// folders with `/` behind, symbolic links with `@`.
 pub type ReadFile<'r> = &'r dyn Fn(&Path) -> io::Result<Vec<u8>>;
 
 /// The two sections, with key files named but not read.
@@ -64,6 +68,7 @@ struct TrustDraft {
     keys: Vec<(String, PathBuf)>,
     index_keys: Vec<(String, PathBuf)>,
     require_log: bool,
+    notation: Option<NotationPaths>,
 }
 
 /// Loads a file with these two sections. A program with further keys calls [`sections`] and takes those itself.
@@ -178,7 +183,15 @@ impl TrustDraft {
             keys: load("trust.keys", self.keys)?,
             index_keys: load("trust.index_keys", self.index_keys)?,
             require_log: self.require_log,
+            notation: self.notation.map(|paths| load_notation(&paths, read)).transpose()?,
         })
+    }
+}
+
+fn load_notation(paths: &NotationPaths, read: ReadFile<'_>) -> Result<Arc<NotationTrust>, Denied> {
+    match load::load(paths, read) {
+        Ok(trust) => Ok(Arc::new(trust)),
+        Err(reason) => Err(Denied::new(Code::Config, format!("trust.notation: {reason}"))),
     }
 }
 
@@ -225,8 +238,21 @@ fn trust(field: &Field<'_>, base: &Path, report: &mut Report) -> Option<TrustDra
     };
     (trust.keys, trust.index_keys) = (files("keys"), files("index_keys"));
     trust.require_log = fields.take("require_log").and_then(|f| f.flag(report)).unwrap_or(false);
+    trust.notation = fields.take("notation").and_then(|f| notation(&f, base, report));
     fields.finish(report);
     Some(trust)
+}
+
+fn notation(field: &Field<'_>, base: &Path, report: &mut Report) -> Option<NotationPaths> {
+    let mut fields = field.fields(report)?;
+    let trust_policy = text(&mut fields, "trust_policy", report).map(|(_, path)| base.join(path));
+    let trust_store = text(&mut fields, "trust_store", report).map(|(_, path)| base.join(path));
+    let crls = text(&mut fields, "crls", report).map(|(_, path)| base.join(path));
+    fields.finish(report);
+    if trust_policy.is_none() {
+        report.problem(field, "trust.notation names no trust policy", "write trust_policy: trustpolicy.json");
+    }
+    Some(NotationPaths { trust_policy: trust_policy?, trust_store, crls })
 }
 
 fn ceilings(field: &Field<'_>, report: &mut Report) -> Option<Resources> {

@@ -19,8 +19,11 @@ pub mod signature;
 pub mod simple_signing;
 pub mod verdict;
 
+use std::sync::Arc;
+
 use super::digest::Digest;
 use keys::PublicKey;
+use notation::NotationTrust;
 
 /// Media type of a signed payload.
 pub const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -37,6 +40,8 @@ pub struct Trust {
     pub index_keys: Vec<TrustedKey>,
     /// Demand an entry of the transparency log as well. Not supported yet, hence refused.
     pub require_log: bool,
+    /// Whose Notary Project signatures suffice.
+    pub notation: Option<Arc<NotationTrust>>,
 }
 
 /// A key and where it came from, for messages.

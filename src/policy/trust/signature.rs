@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::evidence::{Evidence, EvidenceName, MAX_EVIDENCE, SimpleSigning, Subject};
+use super::notation;
 use super::simple_signing::Payload;
 use super::verdict::{Cause, Reason, Refusal, Verified, Voucher};
 use super::{SIGNATURE_ANNOTATION, Trust, signature_tag};
@@ -20,7 +21,8 @@ pub fn verify(trust: &Trust, subject: &Subject<'_>, evidence: &[Evidence]) -> Re
         let outcome = match piece {
             Evidence::SimpleSigning(layer) => simple_signing(trust, subject.digest, layer, &name),
             Evidence::Bundle(_) => Err(Cause::Unsupported.because("sigstore bundles are not read yet")),
-            Evidence::Notation(_) => Err(Cause::Unsupported.because("Notation envelopes are not read yet")),
+            Evidence::Notation(envelope) => notation::evidence::check(trust, subject, envelope)
+                .map(|signer| Verified::by_notation(signer, &name)),
         };
         match outcome {
             Ok(verified) => return Ok(verified),
@@ -41,7 +43,7 @@ fn all_in_vain(trust: &Trust, pinned: &Digest, evidence: &[Evidence]) -> Option<
             "trust.require_log is set, but transparency logs are not read yet: remove it to rely on the key alone",
         ));
     }
-    if trust.keys.is_empty() {
+    if trust.keys.is_empty() && trust.notation.is_none() {
         let words = "no key is trusted: put the signer's cosign.pub into trust.keys of the policy";
         return Some(Cause::NobodyTrusted.because(words));
     }

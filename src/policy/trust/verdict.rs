@@ -3,8 +3,10 @@
 use std::fmt;
 
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use super::evidence::EvidenceName;
+use super::notation::Signer;
 use crate::policy::digest::Digest;
 
 /// Proof that somebody trusted vouches for the pinned digest. Only this room makes one.
@@ -31,9 +33,30 @@ pub enum Voucher {
         /// SHA-256 of the SubjectPublicKeyInfo.
         fingerprint: Digest,
     },
+    /// The holder of a certificate that the Notary trust policy trusts.
+    Notation(Box<Signer>),
 }
 
 impl Verified {
+    /// A Notation envelope's signer.
+    pub(super) fn by_notation(signer: Signer, evidence: &EvidenceName) -> Self {
+        Self {
+            evidence: evidence.clone(),
+            signed_reference: None,
+            signed_at: signer.proven().map(OffsetDateTime::unix_timestamp),
+            valid_until: signer.until().map(OffsetDateTime::unix_timestamp),
+            by: Voucher::Notation(Box::new(signer)),
+        }
+    }
+
+    /// Whether the manifest is what was signed, where a signature says more of it than its digest.
+    pub fn check_manifest(&self, media_type: &str, size: u64) -> Result<(), String> {
+        match &self.by {
+            Voucher::Notation(signer) => signer.manifest().check(media_type, size),
+            Voucher::Key { .. } => Ok(()),
+        }
+    }
+
     /// Who vouches.
     pub fn by(&self) -> &Voucher {
         &self.by
@@ -64,6 +87,7 @@ impl fmt::Display for Voucher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key { name, .. } => f.write_str(name),
+            Self::Notation(signer) => write!(f, "\"{}\"", signer.subject()),
         }
     }
 }
@@ -107,6 +131,16 @@ pub enum Cause {
     UntrustedKey,
     /// It vouches for something else than the pinned digest.
     OtherSubject,
+    /// A Notary signature is not whole, not well made, or not over this manifest.
+    Integrity,
+    /// A Notary signature is by nobody whom the trust policy trusts.
+    Authenticity,
+    /// The certificates of a Notary signature were not valid when it was made, or nothing proves that they were.
+    AuthenticTimestamp,
+    /// A Notary signature has expired.
+    Expiry,
+    /// A certificate of a Notary signature is revoked, or may be.
+    Revocation,
 }
 
 impl Cause {

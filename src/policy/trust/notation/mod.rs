@@ -21,9 +21,11 @@ mod certificate;
 mod chain;
 mod cose;
 mod envelope;
+pub(super) mod evidence;
 mod identity;
 mod json;
 mod jws;
+pub mod load;
 pub mod policy;
 mod revocation;
 mod store;
@@ -52,8 +54,8 @@ pub const MEDIA_TYPE_JWS: &str = "application/jose+json";
 /// Media type of a COSE envelope.
 pub const MEDIA_TYPE_COSE: &str = "application/cose";
 
-/// Largest envelope in bytes: ten certificates and a timestamp in base64 fit several times.
-pub const MAX_ENVELOPE: usize = 256 << 10;
+/// Largest envelope in bytes: ten certificates and a timestamp fit, in base64, too.
+pub const MAX_ENVELOPE: usize = 128 << 10;
 /// Longest chain of certificates. Public authorities have three or four.
 pub const MAX_CHAIN: usize = 10;
 /// Largest timestamp in bytes; real ones have some 6 KiB.
@@ -156,6 +158,8 @@ pub struct Signer {
     #[serde(serialize_with = "moment")]
     signed: OffsetDateTime,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "moment_if")]
+    proven: Option<OffsetDateTime>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "moment_if")]
     until: Option<OffsetDateTime>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     findings: Vec<Failure>,
@@ -197,6 +201,11 @@ impl Signer {
     /// When it was made, by the signer's own clock.
     pub fn signed(&self) -> OffsetDateTime {
         self.signed
+    }
+
+    /// When somebody trusted says that it was there at the latest: a timestamping or a signing authority.
+    pub fn proven(&self) -> Option<OffsetDateTime> {
+        self.proven
     }
 
     /// Until when all this holds, if nothing changes: the first of the enforced ends.
@@ -338,6 +347,10 @@ impl Judgement<'_> {
             scheme: envelope.scheme,
             manifest: self.manifest,
             signed: envelope.signing_time,
+            proven: match envelope.scheme {
+                Scheme::X509 => stamped,
+                Scheme::SigningAuthority => Some(envelope.signing_time),
+            },
             until: self.until,
             findings: self.findings,
             skipped: if skips_revocation { vec![Check::Revocation] } else { Vec::new() },
