@@ -104,6 +104,9 @@ pub struct ControlTree {
     facts: Arc<dyn Facts>,
     options: ControlOptions,
     tree: RwLock<Arc<tree::StaticTree>>,
+    /// Held from the look at the facts until the kernel has forgotten: of two sources that change at once, the one that
+    /// looked first must not have the last word.
+    changing: Mutex<()>,
     /// Held for reading while an operation and its reply are under way, see [`ControlTree::changed`].
     gate: RwLock<()>,
     runs: runs::Runs,
@@ -129,6 +132,7 @@ impl ControlTree {
             facts,
             options,
             tree,
+            changing: Mutex::default(),
             gate: RwLock::default(),
             runs,
             contents: content::Contents::default(),
@@ -159,6 +163,7 @@ impl ControlTree {
     /// Never from a thread that serves the mount: the kernel may hold a directory locked for a request that this very
     /// thread would have to answer.
     pub fn changed(&self) {
+        let _changing = lock(&self.changing);
         let new = Arc::new(build(&*self.facts, &self.runs, &self.options));
         let old = {
             let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
