@@ -27,7 +27,7 @@ use layer_tree::{read, text, tree};
 use serde_json::{Value, json};
 
 /// No blob is too small to be read by its table.
-const LAZY: Opening<'_> = Opening { tag: None, ztoc: None, whole_up_to: 0 };
+const LAZY: Opening<'_> = Opening { tag: None, ztoc: None, whole_up_to: 0, arriving: None };
 
 /// A blob in memory that counts, with one bit wrong in every range that touches byte `flip`.
 #[derive(Debug)]
@@ -356,7 +356,8 @@ async fn a_table_in_an_image_of_its_own_is_found_by_the_tag() {
     for (tag, lazily) in [(Some("v1"), true), (Some("v2"), false), (None, false)] {
         let cache = tempfile::tempdir().unwrap();
         let source = source::open(&image.location, &Default::default()).unwrap();
-        let (opening, progress) = (Opening { tag, ztoc: None, whole_up_to: 0 }, Progress::new(0));
+        let (opening, progress) =
+            (Opening { tag, ztoc: None, whole_up_to: 0, arriving: None }, Progress::new(0));
         let layer =
             Layer::open(&open_store(cache.path()), source, &descriptor, opening, &progress).await.unwrap();
         // A blob fetched whole has content in the store at once.

@@ -5,7 +5,8 @@
 //! digests, tar headers, files' digests, content into the stage; index --> published if the blob's digest held
 //! ```
 //! Memory is what the two channels and the spools hold, whatever the layer. Nothing of the layer can be seen
-//! before its digest was checked, and nothing stays if it did not match.
+//! before its digest was checked (but by who asked for exactly that: `layer::arriving`), and nothing stays if it did
+//! not match.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -24,6 +25,7 @@ use super::index::decode::{Checkpoint, Event, Scanner};
 use super::index::file::{Format, Proof};
 use super::index::tar::{Decoded, MemberKind, Walker};
 use super::index::{estargz, zstd_chunked};
+use super::layer::arriving::{Arriving, Passing};
 use super::source::BlobSource;
 use super::store::{Stage, Store};
 use crate::policy::digest::{Digest, Hasher};
@@ -57,17 +59,21 @@ impl Progress {
 }
 
 /// Fetches `blob` and publishes its index and content in the store. Wrong bytes are fetched again as long as there is
-/// another place for them.
+/// another place for them. `arriving` is told what passes, the first time.
 pub(super) async fn ingest(
     store: &Arc<Store>,
     source: &Arc<dyn BlobSource>,
     blob: &Descriptor,
     progress: Option<&Progress>,
+    arriving: Option<&Arriving>,
 ) -> Result<(), FetchError> {
     loop {
-        match ingest_once(store, source, blob, progress).await {
+        match ingest_once(store, source, blob, progress, arriving).await {
             Err(error) if error.class == Class::Corrupt && source.distrust(&blob.digest) => {
                 tracing::warn!(layer = %blob.digest, %error, "it is fetched from elsewhere");
+                if let Some(arriving) = arriving {
+                    arriving.fail(error);
+                }
             }
             result => return result,
         }
@@ -79,16 +85,18 @@ async fn ingest_once(
     source: &Arc<dyn BlobSource>,
     blob: &Descriptor,
     progress: Option<&Progress>,
+    arriving: Option<&Arriving>,
 ) -> Result<(), FetchError> {
     let stage = Stage::new(store)?;
-    let limit = decoded_limit(store, blob);
+    let passing = arriving.map_or_else(|| Ok(Passing::unwatched()), |arriving| arriving.begin(&stage))?;
+    let (limit, watched) = (decoded_limit(store, blob), passing.is_watched());
     let (to_decoder, from_network) = tokio::sync::mpsc::channel(BLOB_PIECES);
     let (to_writer, from_decoder) = sync_channel(DECODED_PIECES);
     let decoding = {
         let blob = blob.clone();
-        tokio::task::spawn_blocking(move || decode(&blob, limit, from_network, &to_writer))
+        tokio::task::spawn_blocking(move || decode(&blob, limit, watched, from_network, &to_writer))
     };
-    let writing = tokio::task::spawn_blocking(move || write(stage, limit, from_decoder));
+    let writing = tokio::task::spawn_blocking(move || write(stage, limit, from_decoder, &passing));
     let counted = Counted { progress, bytes: AtomicU64::new(0) };
     let received = receive(source, blob, &counted, to_decoder).await;
     let (decoded, written) = (join(decoding.await), join(writing.await));
@@ -176,10 +184,12 @@ struct DecodedBlob {
     content: Result<Option<Format>, FetchError>,
 }
 
-/// Hashes and decodes the blob. Goes on hashing when decoding fails, because a wrong digest is the better reason.
+/// Hashes and decodes the blob. Goes on hashing when decoding fails, because a wrong digest is the better reason. With
+/// `watched` nothing that is decoded waits for more.
 fn decode(
     blob: &Descriptor,
     limit: u64,
+    watched: bool,
     mut input: tokio::sync::mpsc::Receiver<Bytes>,
     output: &SyncSender<Step>,
 ) -> Result<DecodedBlob, FetchError> {
@@ -212,7 +222,11 @@ fn decode(
             return Err(wrong_size(blob, "more"));
         }
         let Some(decoding) = &mut scanner else { continue };
-        if let Err(error) = decoding.push(&piece, sink) {
+        let mut pushed = decoding.push(&piece, sink);
+        if watched && input.is_empty() {
+            pushed = pushed.and_then(|()| decoding.flush(sink));
+        }
+        if let Err(error) = pushed {
             (failure, scanner) = (error, None);
         }
     }
@@ -283,7 +297,7 @@ enum Step {
 }
 
 /// The decoded tar as it arrives; digests and records the spans on the way.
-struct Arriving {
+struct Incoming {
     input: Receiver<Step>,
     piece: Vec<u8>,
     read: usize,
@@ -296,7 +310,7 @@ struct Arriving {
     ended: bool,
 }
 
-impl Decoded for Arriving {
+impl Decoded for Incoming {
     fn fill(&mut self) -> Result<&[u8], FetchError> {
         while self.read == self.piece.len() && !self.ended {
             match self.input.recv().map_err(|_| stopped())? {
@@ -323,7 +337,7 @@ impl Decoded for Arriving {
     }
 }
 
-impl Arriving {
+impl Incoming {
     /// Records the span that ends here, unless nothing came out of it.
     fn close(&mut self, in_end: u64) -> Result<(), FetchError> {
         let Some((checkpoint, out_start)) = self.open.take() else { return Ok(()) };
@@ -354,10 +368,15 @@ struct Written {
 }
 
 /// Walks the tar and stages what is in it.
-fn write(mut stage: Stage, limit: u64, input: Receiver<Step>) -> Result<Written, FetchError> {
+fn write(
+    mut stage: Stage,
+    limit: u64,
+    input: Receiver<Step>,
+    passing: &Passing,
+) -> Result<Written, FetchError> {
     let spans = SpanBuilder::new(stage.directory());
     let mut entries = IndexBuilder::new(stage.directory());
-    let arriving = Arriving {
+    let incoming = Incoming {
         input,
         piece: Vec::new(),
         read: 0,
@@ -367,7 +386,7 @@ fn write(mut stage: Stage, limit: u64, input: Receiver<Step>) -> Result<Written,
         spans,
         ended: false,
     };
-    let (mut walker, mut logical) = (Walker::new(arriving), 0_u64);
+    let (mut walker, mut logical) = (Walker::new(incoming), 0_u64);
     while let Some(member) = walker.next()? {
         let mut number = 0;
         if let MemberKind::File { size, extents } = &member.kind {
@@ -377,15 +396,23 @@ fn write(mut stage: Stage, limit: u64, input: Receiver<Step>) -> Result<Written,
                 return Err(too_large(limit));
             }
             let mut content = stage.begin(*size)?;
-            walker.data(|offset, bytes| stage.write(&mut content, offset, bytes))?;
+            passing.member(&member, &stage)?;
+            walker.data(|offset, bytes| {
+                stage.write(&mut content, offset, bytes)?;
+                passing.wrote(offset + bytes.len() as u64, &stage);
+                Ok(())
+            })?;
             let staged = stage.end(content)?;
+            passing.staged(*size, &staged, &mut stage)?;
             number = entries.file(Some(&staged.digest), *size, staged.pack_offset, extents)?;
+        } else {
+            passing.member(&member, &stage)?;
         }
         entries.entry(&member, number)?;
     }
     walker.drain()?;
-    let arriving = walker.into_input();
-    Ok(Written { stage, entries, spans: arriving.spans, decoded_size: arriving.at })
+    let incoming = walker.into_input();
+    Ok(Written { stage, entries, spans: incoming.spans, decoded_size: incoming.at })
 }
 
 impl Written {

@@ -81,6 +81,15 @@ impl Scanner {
         }
     }
 
+    /// Hands on what is decoded, however little: more may be long in coming.
+    pub(crate) fn flush(&mut self, sink: Sink<'_>) -> Result<(), FetchError> {
+        match self {
+            Self::Unknown(..) | Self::Tar { .. } => Ok(()),
+            Self::Gzip(gzip) => gzip.flush(sink),
+            Self::Zstd(zstd) => zstd.flush(sink),
+        }
+    }
+
     /// The blob is complete: its format, and where its last span ends in it.
     pub(crate) fn finish(mut self, sink: Sink<'_>) -> Result<(Format, u64), FetchError> {
         if matches!(self, Self::Unknown(..)) {

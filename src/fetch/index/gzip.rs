@@ -170,7 +170,7 @@ impl GzipScanner {
         sink(Event::Checkpoint(Checkpoint { kind, in_start, in_end_before, window }))
     }
 
-    fn flush(&mut self, sink: Sink<'_>) -> Result<(), FetchError> {
+    pub(super) fn flush(&mut self, sink: Sink<'_>) -> Result<(), FetchError> {
         if self.filled == 0 {
             return Ok(());
         }

@@ -148,7 +148,7 @@ impl ZstdScanner {
         Ok(done.bytes_read)
     }
 
-    fn flush(&mut self, sink: Sink<'_>) -> Result<(), FetchError> {
+    pub(super) fn flush(&mut self, sink: Sink<'_>) -> Result<(), FetchError> {
         if self.filled == 0 {
             return Ok(());
         }

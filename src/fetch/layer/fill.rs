@@ -128,7 +128,8 @@ impl Inner {
             && self.store.used_bytes().saturating_add(self.index.decoded_size()) <= filling.room
         {
             let progress = Progress::default();
-            crate::fetch::ingest::ingest(&self.store, &self.source, &self.blob, Some(&progress)).await?;
+            crate::fetch::ingest::ingest(&self.store, &self.source, &self.blob, Some(&progress), None)
+                .await?;
         }
         Ok(self.is_whole())
     }

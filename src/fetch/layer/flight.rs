@@ -190,7 +190,7 @@ impl Inner {
             if let Some(bytes) = inner.local(&wanted) {
                 return Ok(bytes);
             }
-            crate::fetch::ingest::ingest(&inner.store, &inner.source, &inner.blob, None).await?;
+            crate::fetch::ingest::ingest(&inner.store, &inner.source, &inner.blob, None, None).await?;
             inner.local(&wanted).ok_or_else(|| {
                 let what = format!(
                     "layer {} can only be kept whole and the cache quota is too small for it: raise cache.quota",

@@ -11,6 +11,7 @@
 //! | `local` | what the store can answer |
 //! | `flight` | fetching spans, once each |
 //! | `ahead`, `fill`, `record` | fetching what nobody asked for: neighbours, everything, what an earlier start read |
+//! | `arriving` | a layer before it is proven, for streaming trees only |
 //! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
 //! | `contents` | what of the store is one layer's |
 //! | `proven`, `learned` | digests of decoded content that the index does not know |
@@ -19,6 +20,7 @@
 //! Must not know of FUSE nor of how layers are merged.
 
 mod ahead;
+pub(crate) mod arriving;
 mod assemble;
 mod contents;
 mod fill;
@@ -30,6 +32,7 @@ mod local;
 mod proven;
 mod record;
 
+pub use arriving::Arriving;
 pub(crate) use contents::Contents;
 pub use fill::Filling;
 pub(in crate::fetch) use flight::Flights;
@@ -65,12 +68,14 @@ pub struct Opening<'a> {
     pub ztoc: Option<&'a Descriptor>,
     /// Blobs up to so many bytes are fetched whole even if they could be read by ranges.
     pub whole_up_to: u64,
+    /// Who wants to see it while it arrives.
+    pub arriving: Option<&'a Arriving>,
 }
 
 impl Default for Opening<'_> {
     /// No tag, no zTOC, 768 KiB.
     fn default() -> Self {
-        Self { tag: None, ztoc: None, whole_up_to: SMALL_BLOB }
+        Self { tag: None, ztoc: None, whole_up_to: SMALL_BLOB, arriving: None }
     }
 }
 
@@ -199,6 +204,22 @@ impl Layer {
         opening: Opening<'_>,
         progress: &Progress,
     ) -> Result<Self, FetchError> {
+        let opened = Self::open_unwatched(store, source, blob, opening, progress).await;
+        match (opening.arriving, &opened) {
+            (Some(arriving), Ok(layer)) => arriving.proven(layer),
+            (Some(arriving), Err(error)) => arriving.fail(error.clone()),
+            (None, _) => {}
+        }
+        opened
+    }
+
+    async fn open_unwatched(
+        store: &Arc<Store>,
+        source: Arc<dyn BlobSource>,
+        blob: &Descriptor,
+        opening: Opening<'_>,
+        progress: &Progress,
+    ) -> Result<Self, FetchError> {
         let turn = store.ingest_turn(&blob.digest);
         let _turn = turn.lock().await;
         let count = || progress.done.fetch_add(blob.size, std::sync::atomic::Ordering::Relaxed);
@@ -209,7 +230,7 @@ impl Layer {
         if Self::index_by_table(store, &source, blob, opening).await? {
             count();
         } else {
-            super::ingest::ingest(store, &source, blob, Some(progress)).await?;
+            super::ingest::ingest(store, &source, blob, Some(progress), opening.arriving).await?;
         }
         Self::known(store, source, blob)?.ok_or_else(|| {
             FetchError::new(Class::Storage, Side::Local, format!("the index of {} is gone", blob.digest))

@@ -56,7 +56,7 @@ pub(crate) use pins::{By, Pin};
 use recent::Recent;
 use room::{Evicted, Futile};
 pub(crate) use room::{Items, OpenItems};
-pub(crate) use stage::Stage;
+pub(crate) use stage::{Stage, Staged};
 
 use super::error::{Class, FetchError, Side};
 use super::layer::Flights;

@@ -15,6 +15,9 @@ use crate::policy::digest::Digest;
 /// quota, so that no more is evicted than the layer turns out to need.
 const ROOM: u64 = 64 << 20;
 
+/// Name of the large file that is being written; it gets its digest's when it is complete.
+const LARGE: &str = "large";
+
 /// The content of one layer, staged. Dropped without [`Stage::publish`], it leaves nothing.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -81,12 +84,30 @@ impl Stage {
         self.pack_size
     }
 
+    /// Whether content is kept, so far.
+    pub(crate) fn keeps(&self) -> bool {
+        self.keeping
+    }
+
+    /// The large file that was begun last, for reading; `None` if what was begun is small or not kept.
+    pub(crate) fn large(&self) -> io::Result<Option<File>> {
+        match File::open(self.directory.path().join(LARGE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    /// Everything of the pack can be read from its file.
+    pub(crate) fn flush(&mut self) -> Result<(), FetchError> {
+        self.pack.flush().map_err(|error| write_failed(&error))
+    }
+
     /// Begins a file of `size` bytes.
     pub(crate) fn begin(&mut self, size: u64) -> Result<Content, FetchError> {
         let small = size < LARGE_FILE;
         let mut large = None;
         if !small && self.keeping {
-            let path = self.directory.path().join("large");
+            let path = self.directory.path().join(LARGE);
             let file = File::create(&path).map_err(|error| write_failed(&error))?;
             large = Some(Large { file, path });
         }
@@ -201,7 +222,7 @@ impl Stage {
     fn clear(&mut self) {
         for entry in fs::read_dir(self.directory.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name.to_str().and_then(Digest::from_hex).is_some() || name == "large" {
+            if name.to_str().and_then(Digest::from_hex).is_some() || name == LARGE {
                 drop(fs::remove_file(entry.path()));
             }
         }
