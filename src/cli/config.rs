@@ -24,7 +24,7 @@ use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
 use crate::policy::quantity::Share;
 use crate::policy::rules::Policy;
 use crate::policy::source::parse::sections;
-use crate::policy::source::spec::SourceSpec;
+use crate::policy::source::spec::{SourceSpec, check_streams};
 use crate::policy::{duration, quantity, yaml};
 
 /// A configuration, checked.
@@ -233,6 +233,7 @@ impl Config {
         }
         let (mut policy, sources) = policy_and_sources.resolve(&|path| files.read(path))?;
         beside.apply(&mut policy)?;
+        check_streams(&sources, policy.profile)?;
         Ok(Self {
             mount_point,
             state_dir,

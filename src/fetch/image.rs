@@ -16,6 +16,10 @@ const MAX_INDEX_DEPTH: usize = 3;
 /// An image's documents for one platform.
 #[derive(Debug, Clone)]
 pub struct ImageDocuments {
+    /// Media type of what the pinned digest names.
+    pub pinned_media_type: String,
+    /// Size of that in bytes.
+    pub pinned_size: u64,
     /// Digest of the platform's manifest: the pinned digest, or what the pinned index names.
     pub digest: Digest,
     /// The manifest.
@@ -35,9 +39,11 @@ pub async fn documents(
     pinned: &Digest,
     platform: &Platform,
 ) -> Result<ImageDocuments, FetchError> {
-    let mut digest = *pinned;
+    let (mut digest, mut first) = (*pinned, None);
     for _ in 0..MAX_INDEX_DEPTH {
         let (media_type, bytes) = manifest(store, source, &digest).await?;
+        let (pinned_media_type, pinned_size) =
+            first.get_or_insert_with(|| (media_type.clone(), bytes.len() as u64)).clone();
         match parse_document(&media_type, &bytes).map_err(|denied| bad(&denied.message))? {
             Document::Index(index) => {
                 digest = index.select(platform).map_err(|denied| bad(&denied.message))?.digest;
@@ -46,7 +52,15 @@ pub async fn documents(
                 let config_json = config(store, source, &manifest).await?;
                 let config = ImageConfig::parse(&config_json).map_err(|denied| bad(&denied.message))?;
                 config.check_layers(&manifest).map_err(|denied| bad(&denied.message))?;
-                return Ok(ImageDocuments { digest, manifest, manifest_json: bytes, config, config_json });
+                return Ok(ImageDocuments {
+                    pinned_media_type,
+                    pinned_size,
+                    digest,
+                    manifest,
+                    manifest_json: bytes,
+                    config,
+                    config_json,
+                });
             }
         }
     }

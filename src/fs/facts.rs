@@ -9,6 +9,15 @@ use std::sync::Arc;
 use crate::policy::digest::Digest;
 use crate::policy::event::Event;
 
+/// What `rootfs` points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rootfs {
+    /// The tree of this image, which is complete.
+    Complete(Digest),
+    /// What has arrived of this image.
+    Streaming(Digest),
+}
+
 /// How a source that is shown appears in the tree.
 #[derive(Debug, Clone)]
 pub struct ShownSource {
@@ -16,12 +25,12 @@ pub struct ShownSource {
     pub name: String,
     /// Path below the mount point; empty for `.`.
     pub mount_path: String,
-    /// The add-on's manifest, byte for byte.
+    /// The add-on's manifest, byte for byte; empty while it is not known, and then `rootfs` is all that is shown.
     pub manifest: Arc<[u8]>,
     /// `addon.json`, newline at end.
     pub addon_json: Arc<[u8]>,
-    /// The image whose tree `rootfs` points to: set once its index is complete.
-    pub rootfs: Option<Digest>,
+    /// What `rootfs` points to, once there is something.
+    pub rootfs: Option<Rootfs>,
     /// Where the add-on's files lie below `rootfs` (`addon` or `flwd-addon`).
     pub addon_dir: &'static str,
 }

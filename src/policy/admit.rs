@@ -266,6 +266,7 @@ mod tests {
             trust: None,
             insecure: false,
             pin: false,
+            stream: false,
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use addonfs::fs::control::{ControlOptions, ControlTree};
 use addonfs::fs::error::FsError;
-use addonfs::fs::facts::{CtlTarget, Facts, ShownSource, SourceFiles};
+use addonfs::fs::facts::{CtlTarget, Facts, Rootfs, ShownSource, SourceFiles};
 use addonfs::jobs::executor::{Cause, Executor, Launch, NetworkSpec, Outcome, RuntimeInfo, ShimId, Stop};
 use addonfs::jobs::{AddonJobs, Jobs, JobsOptions};
 use addonfs::policy::addon::{AddonManifest, Network, Origin};
@@ -117,7 +117,7 @@ pub fn shown(name: &str, mount_path: &str, rootfs: Option<Digest>) -> Arc<ShownS
         mount_path: mount_path.to_owned(),
         manifest: bytes(MANIFEST),
         addon_json: bytes("{}\n"),
-        rootfs,
+        rootfs: rootfs.map(Rootfs::Complete),
         addon_dir: "addon",
     })
 }

@@ -35,6 +35,9 @@ pub enum Fault {
     Drip(usize),
     /// 307 to `to` plus `/presigned`, the path, and a query that looks signed.
     Redirect { to: String },
+    /// What follows so many bytes of the body comes when the gate is opened; where a place is given, the byte there is
+    /// another one.
+    Hold { after: usize, flip: Option<usize>, gate: Gate },
     /// `Content-Range` is replaced, or taken away.
     ContentRange(Option<String>),
     /// So many bytes follow the body, and no length is announced.
@@ -53,6 +56,21 @@ impl Fault {
     pub fn html() -> Self {
         let headers = vec![("Content-Type", "text/html; charset=utf-8".to_owned())];
         Self::Answer { status: 200, headers, body: "<html>please log in</html>".to_owned() }
+    }
+}
+
+/// Opens once, for all that wait.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<tokio::sync::watch::Sender<bool>>);
+
+impl Gate {
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(Arc::new(tokio::sync::watch::Sender::new(false)))
+    }
+
+    pub fn open(&self) {
+        self.0.send_replace(true);
     }
 }
 
@@ -254,6 +272,18 @@ async fn serve(mut client: TcpStream, upstream: u16, state: &Mutex<State>) -> io
                 *byte ^= 0xff;
             }
             finish(&mut client, &mut answer, head_only).await
+        }
+        Some(Fault::Hold { after, flip, gate }) => {
+            if let Some(byte) = flip.and_then(|at| answer.body.get_mut(at)) {
+                *byte ^= 0xff;
+            }
+            answer.set("Content-Length", Some(&all.to_string()));
+            let rest = answer.body.split_off(after.min(all));
+            client.write_all(&answer.head()).await?;
+            client.write_all(&answer.body).await?;
+            client.flush().await?;
+            let _ = gate.0.subscribe().wait_for(|open| *open).await;
+            client.write_all(&rest).await
         }
         Some(Fault::OverLong(more)) => {
             answer.set("Content-Length", None);

@@ -36,20 +36,37 @@ pub fn descriptor(media_type: &str, content: &[u8]) -> Descriptor {
 
 /// An image of one gzip layer that decodes to `decoded`, in the layout at `path` under `tag`; its digest.
 pub async fn write_gzip(path: &Path, tag: &str, layer: Vec<u8>, decoded: &[u8]) -> Digest {
+    write_encoded(path, tag, vec![("+gzip", layer, Digest::of(decoded))]).await.0
+}
+
+/// An image that can be mounted, in the layout at `path` under `tag`; its digest, and those of its layers. Of each layer,
+/// the lowest first: the suffix of its media type, its bytes, and the digest of the tar in it.
+pub async fn write_encoded(
+    path: &Path,
+    tag: &str,
+    layers: Vec<(&'static str, Vec<u8>, Digest)>,
+) -> (Digest, Vec<Digest>) {
     let layout = Layout::create(path).expect("layout");
+    let diff_ids: Vec<Digest> = layers.iter().map(|(_, _, diff_id)| *diff_id).collect();
     let config = json!({
         "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }, "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [Digest::of(decoded)]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = config.to_string().into_bytes();
-    let described = [descriptor(CONFIG, &config), descriptor(&format!("{LAYER}+gzip"), &layer)];
-    for (described, content) in described.iter().zip([config, layer]) {
-        layout.put_blob(described, BlobContent::bytes(content)).await.expect("blob");
+    let config_descriptor = descriptor(CONFIG, &config);
+    layout.put_blob(&config_descriptor, BlobContent::bytes(config)).await.expect("config");
+    let mut descriptors = vec![];
+    for (suffix, layer, _) in layers {
+        let described = descriptor(&format!("{LAYER}{suffix}"), &layer);
+        layout.put_blob(&described, BlobContent::bytes(layer)).await.expect("layer");
+        descriptors.push(described);
     }
-    let [config, layer] = described;
-    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]});
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": config_descriptor, "layers": descriptors,
+    });
     let content = manifest.to_string().into_bytes();
-    layout.put_manifest(MANIFEST, content.into(), Some(tag)).await.expect("manifest")
+    let digest = layout.put_manifest(MANIFEST, content.into(), Some(tag)).await.expect("manifest");
+    (digest, descriptors.into_iter().map(|layer| layer.digest).collect())
 }
 
 /// An image whose layers are the given bytes (which need be no tar), in the layout at `path` under `tag`.

@@ -37,7 +37,7 @@ fn rounds(s: &Session) -> u64 {
 }
 
 /// Kills the daemon and waits for the next one.
-fn next_daemon(s: &Session) {
+pub(crate) fn next_daemon(s: &Session) {
     let killed = s.daemon();
     let holder = parent(killed).unwrap();
     kill9(killed);

@@ -14,6 +14,7 @@ mod network;
 mod policy;
 mod refusals;
 mod rootless;
+mod streaming;
 mod umount;
 mod walk;
 mod xattrs;

@@ -15,6 +15,7 @@ use super::board::Board;
 use super::candidate::Candidate;
 use super::clock;
 use super::starts::Starts;
+use super::streaming::Streaming;
 use super::upkeep;
 use super::ztocs::Ztocs;
 use crate::fetch::addon_manifest::{self, Place, Search};
@@ -75,6 +76,15 @@ pub(crate) enum Trouble {
     Failed(FetchError),
 }
 
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(denied) => denied.fmt(f),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
 impl From<Denied> for Trouble {
     fn from(denied: Denied) -> Self {
         Self::Refused(denied)
@@ -96,6 +106,13 @@ impl From<FetchError> for Trouble {
     fn from(error: FetchError) -> Self {
         Self::Failed(error)
     }
+}
+
+/// What the steps after the decision have in common.
+struct Way<'a> {
+    documents: &'a ImageDocuments,
+    ztocs: &'a Ztocs<'a>,
+    streaming: Option<&'a Streaming<'a>>,
 }
 
 /// One try at one source.
@@ -124,7 +141,7 @@ impl Acquisition<'_> {
         let (admitted, documents) = self.admitted(source.as_ref()).await?;
         self.board.apply(self.at, Transition::Admitted(admitted.verification().clone()));
 
-        let mut layers: Vec<Option<Layer>> = documents
+        let layers: Vec<Option<Layer>> = documents
             .manifest
             .layers
             .iter()
@@ -141,12 +158,41 @@ impl Acquisition<'_> {
             trust: admit::index_trust(&self.rooms.policy, self.spec),
             found: OnceCell::new(),
         };
-        self.show(admitted, &documents, &ztocs, &mut layers).await?;
+        let (rooms, spec) = (self.rooms, self.spec);
+        let streaming = Streaming::new(
+            (self.board, self.at),
+            &rooms.images,
+            (spec, rooms.policy.profile),
+            &documents,
+            &layers,
+        );
+        let way = Way { documents: &documents, ztocs: &ztocs, streaming: streaming.as_ref() };
+        let Some(streaming) = &streaming else { return self.complete(admitted, &way, layers).await };
+        let demand = self.waits_for_demand().then(|| self.demand.clone());
+        let outcome = tokio::select! {
+            outcome = self.complete(admitted, &way, layers) => outcome,
+            never = streaming.feed(demand) => match never {},
+        };
+        match &outcome {
+            Ok(_) => streaming.settle(),
+            Err(trouble) => streaming.revoke(&trouble.to_string()),
+        }
+        outcome
+    }
+
+    /// The steps after the decision.
+    async fn complete(
+        &mut self,
+        admitted: AdmittedImage,
+        way: &Way<'_>,
+        mut layers: Vec<Option<Layer>>,
+    ) -> Result<Vec<Layer>, Trouble> {
+        self.show(admitted, way, &mut layers).await?;
         self.wait_for_demand(&layers).await?;
-        self.fetch_missing(&documents, &ztocs, &mut layers).await?;
+        self.fetch_missing(way, &mut layers).await?;
         self.board.apply(self.at, Transition::Index);
         let layers: Vec<Layer> = layers.into_iter().flatten().collect();
-        self.publish(&documents, layers.clone()).await?;
+        self.publish(way.documents, layers.clone()).await?;
         Ok(layers)
     }
 
@@ -215,14 +261,14 @@ impl Acquisition<'_> {
     async fn show(
         &self,
         admitted: AdmittedImage,
-        documents: &ImageDocuments,
-        ztocs: &Ztocs<'_>,
+        way: &Way<'_>,
         layers: &mut [Option<Layer>],
     ) -> Result<(), Trouble> {
+        let documents = way.documents;
         let mut search = Search::default();
-        for (layer, descriptor) in layers.iter_mut().zip(&documents.manifest.layers).rev() {
+        for (index, layer) in layers.iter_mut().enumerate().rev() {
             if layer.is_none() {
-                *layer = Some(self.fetch_one(ztocs, descriptor).await?);
+                *layer = Some(self.fetch_one(way, index).await?);
             }
             let Some(found) = layer else { continue };
             if let Some(place) = search.look(found.index())? {
@@ -250,22 +296,20 @@ impl Acquisition<'_> {
         Err(addon_manifest::missing().into())
     }
 
-    async fn fetch_one(&self, ztocs: &Ztocs<'_>, descriptor: &Descriptor) -> Result<Layer, Trouble> {
+    async fn fetch_one(&self, way: &Way<'_>, index: usize) -> Result<Layer, Trouble> {
+        let descriptor = &way.documents.manifest.layers[index];
         self.forbid_if_never(descriptor)?;
         self.board.local_done(self.at);
         let progress = Arc::new(Progress::new(descriptor.size));
         self.board.fetching(self.at, &progress);
-        Ok(self.open(ztocs, descriptor, &progress).await?)
+        Ok(self.open(way, index, &progress).await?)
     }
 
-    async fn open(
-        &self,
-        ztocs: &Ztocs<'_>,
-        descriptor: &Descriptor,
-        progress: &Progress,
-    ) -> Result<Layer, FetchError> {
-        let store = &self.rooms.store;
-        let opening = Opening { tag: self.spec.image.tag.as_deref(), ..Opening::default() };
+    async fn open(&self, way: &Way<'_>, index: usize, progress: &Progress) -> Result<Layer, FetchError> {
+        let (store, ztocs) = (&self.rooms.store, way.ztocs);
+        let descriptor = &way.documents.manifest.layers[index];
+        let arriving = way.streaming.and_then(|streaming| streaming.layer(index));
+        let opening = Opening { tag: self.spec.image.tag.as_deref(), arriving, ..Opening::default() };
         let opening = ztocs.opening(store, descriptor, opening).await;
         Layer::open(store, Arc::clone(ztocs.source), descriptor, opening, progress).await
     }
@@ -284,10 +328,13 @@ impl Acquisition<'_> {
         ))
     }
 
+    fn waits_for_demand(&self) -> bool {
+        self.spec.pull_policy == PullPolicy::OnRun && !self.spec.pin
+    }
+
     /// With `pull_policy: on-run` the layers below the manifest's wait until a run or a person wants them.
     async fn wait_for_demand(&mut self, layers: &[Option<Layer>]) -> Result<(), Trouble> {
-        let lazy = self.spec.pull_policy == PullPolicy::OnRun && !self.spec.pin;
-        if !lazy || layers.iter().all(Option::is_some) || *self.demand.borrow() > 0 {
+        if !self.waits_for_demand() || layers.iter().all(Option::is_some) || *self.demand.borrow() > 0 {
             return Ok(());
         }
         self.board.apply(self.at, Transition::Wait);
@@ -297,17 +344,12 @@ impl Acquisition<'_> {
         Ok(())
     }
 
-    async fn fetch_missing(
-        &self,
-        documents: &ImageDocuments,
-        ztocs: &Ztocs<'_>,
-        layers: &mut [Option<Layer>],
-    ) -> Result<(), Trouble> {
+    async fn fetch_missing(&self, way: &Way<'_>, layers: &mut [Option<Layer>]) -> Result<(), Trouble> {
         let missing: Vec<usize> = (0..layers.len()).rev().filter(|i| layers[*i].is_none()).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        let descriptors = &documents.manifest.layers;
+        let descriptors = &way.documents.manifest.layers;
         for index in &missing {
             self.forbid_if_never(&descriptors[*index])?;
         }
@@ -318,7 +360,7 @@ impl Acquisition<'_> {
             .map(|index| {
                 let progress = Arc::clone(&progress);
                 async move {
-                    let layer = self.open(ztocs, &descriptors[index], &progress).await?;
+                    let layer = self.open(way, index, &progress).await?;
                     Ok::<_, FetchError>((index, layer))
                 }
             })

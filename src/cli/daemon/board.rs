@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::candidate::{Candidate, json_file, spec_yaml};
+use super::candidate::{Candidate, forerunner, json_file, spec_yaml};
 use super::clock;
 use crate::fetch::layer::Progress;
-use crate::fs::facts::{ShownSource, SourceFiles};
+use crate::fs::facts::{Rootfs, ShownSource, SourceFiles};
 use crate::jobs::Jobs;
 use crate::policy::code::Denied;
 use crate::policy::digest::Digest;
@@ -26,6 +26,9 @@ struct Entry {
     spec: SourceSpec,
     status: SourceStatus,
     candidate: Option<Candidate>,
+    /// What is shown before there is a candidate, where that is in nobody's way.
+    forerunner: Option<Arc<ShownSource>>,
+    leads: bool,
     visible: bool,
     /// The fetch under way.
     fetching: Option<Arc<Progress>>,
@@ -62,6 +65,8 @@ impl Board {
             spec: spec.clone(),
             status: SourceStatus::new(spec, 1, now),
             candidate: None,
+            forerunner: None,
+            leads: false,
             visible: false,
             fetching: None,
             last_error: Arc::from([]),
@@ -84,7 +89,7 @@ impl Board {
         let now = clock::now_ms();
         let mut told = Vec::new();
         for entry in self.lock().iter_mut() {
-            if entry.candidate.as_ref().is_none_or(|candidate| candidate.jobs.tree != *tree) {
+            if entry.tree() != Some(*tree) {
                 continue;
             }
             if entry.status.read_refused(words, now) {
@@ -193,7 +198,7 @@ impl Board {
     }
 
     /// An add-on wants to be shown. The answer is why it must not.
-    pub(crate) fn propose(&self, at: usize, candidate: Candidate) -> Result<(), Denied> {
+    pub(crate) fn propose(&self, at: usize, mut candidate: Candidate) -> Result<(), Denied> {
         let (addon, version) = (&candidate.jobs.manifest.name, &candidate.jobs.manifest.version);
         let prefix = match candidate.shown.mount_path.as_str() {
             "" => String::new(),
@@ -205,6 +210,12 @@ impl Board {
             jobs: candidate.job_names.iter().map(|name| format!("{prefix}{name}")).collect(),
         };
         if let Some(entry) = self.lock().get_mut(at) {
+            let before = entry.candidate.as_ref().map(|candidate| &candidate.shown);
+            let streaming = before.or(entry.forerunner.as_ref()).and_then(|shown| shown.rootfs);
+            if let Some(Rootfs::Streaming(_)) = streaming {
+                candidate.set_rootfs(streaming);
+            }
+            entry.forerunner = None;
             entry.candidate = Some(candidate);
         }
         let refused = self.settle();
@@ -215,14 +226,12 @@ impl Board {
         Ok(())
     }
 
-    /// The image tree of the source is there: `rootfs` appears.
+    /// The image tree of the source is there: `rootfs` appears, or leads there from now on.
     pub(crate) fn set_rootfs(&self, at: usize, tree: Digest) {
         if let Some(entry) = self.lock().get_mut(at)
             && let Some(candidate) = &mut entry.candidate
         {
-            let mut shown = ShownSource::clone(&candidate.shown);
-            shown.rootfs = Some(tree);
-            candidate.shown = Arc::new(shown);
+            candidate.set_rootfs(Some(Rootfs::Complete(tree)));
         }
         self.changed();
         self.tell_tree();
@@ -230,7 +239,47 @@ impl Board {
 
     /// The image tree of the source, once it is there.
     pub(crate) fn rootfs(&self, at: usize) -> Option<Digest> {
-        self.lock().get(at)?.candidate.as_ref()?.shown.rootfs
+        match self.lock().get(at)?.candidate.as_ref()?.shown.rootfs {
+            Some(Rootfs::Complete(tree)) => Some(tree),
+            _ => None,
+        }
+    }
+
+    /// Something of the source's image arrives: `rootfs` leads to what has, unless all of it is there.
+    pub(crate) fn stream(&self, at: usize, tree: Digest) {
+        if let Some(entry) = self.lock().get_mut(at) {
+            match &mut entry.candidate {
+                Some(candidate) if candidate.shown.rootfs.is_none() => {
+                    candidate.set_rootfs(Some(Rootfs::Streaming(tree)));
+                }
+                Some(_) => {}
+                None => entry.forerunner = Some(Arc::new(forerunner(&entry.spec, tree))),
+            }
+        }
+        self.settle();
+    }
+
+    /// What has arrived counts for nothing.
+    pub(crate) fn revoke_stream(&self, at: usize, reason: &str) {
+        let event = {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(at) else { return };
+            entry.forerunner = None;
+            if let Some(candidate) = &mut entry.candidate
+                && let Some(Rootfs::Streaming(_)) = candidate.shown.rootfs
+            {
+                candidate.set_rootfs(None);
+            }
+            let event = Event::of_source("stream.revoked", &entry.spec.name);
+            event.with("digest", entry.spec.image.digest.to_string()).with("message", reason)
+        };
+        tracing::warn!(
+            source = event.source,
+            reason,
+            "what was shown of an image while it arrived is taken back"
+        );
+        self.events.tell(event);
+        self.settle();
     }
 
     /// Takes the source out of the tree.
@@ -257,11 +306,7 @@ impl Board {
                     .iter()
                     .filter_map(|i| {
                         let candidate = entries[*i].candidate.as_ref()?;
-                        Some(Claim {
-                            source: &candidate.shown.name,
-                            mount_path: &candidate.shown.mount_path,
-                            holds: Holds::Jobs(&candidate.job_names),
-                        })
+                        Some(claim(&candidate.shown, &candidate.job_names))
                     })
                     .collect();
                 mount_path::settle(&claims)
@@ -272,7 +317,9 @@ impl Board {
                     lost.push((*index, denied));
                 }
             }
-            for entry in entries.iter_mut() {
+            let leading = leading(&entries);
+            for (index, entry) in entries.iter_mut().enumerate() {
+                entry.leads = leading.contains(&index);
                 match (&entry.candidate, entry.visible) {
                     (Some(candidate), false) => install.push(candidate.jobs.clone()),
                     (None, true) => uninstall.push(entry.spec.name.clone()),
@@ -320,7 +367,11 @@ impl Board {
     /// Sources shown in the tree.
     pub(crate) fn shown(&self) -> Vec<Arc<ShownSource>> {
         let entries = self.lock();
-        entries.iter().filter_map(|e| e.candidate.as_ref()).map(|c| Arc::clone(&c.shown)).collect()
+        let shown = |entry: &Entry| match &entry.candidate {
+            Some(candidate) => Some(Arc::clone(&candidate.shown)),
+            None => entry.forerunner.clone().filter(|_| entry.leads),
+        };
+        entries.iter().filter_map(shown).collect()
     }
 
     /// The files of every source.
@@ -369,6 +420,15 @@ impl Board {
 }
 
 impl Entry {
+    /// The image that is shown of it.
+    fn tree(&self) -> Option<Digest> {
+        match (&self.candidate, self.forerunner.as_ref().and_then(|forerunner| forerunner.rootfs)) {
+            (Some(candidate), _) => Some(candidate.jobs.tree),
+            (None, Some(Rootfs::Complete(tree) | Rootfs::Streaming(tree))) => Some(tree),
+            (None, None) => None,
+        }
+    }
+
     fn count_bytes(&mut self) {
         if let Some(progress) = &self.fetching {
             let done = progress.done.load(Ordering::Relaxed);
@@ -376,6 +436,27 @@ impl Entry {
             self.status.apply(Transition::Fetch { done, total }, clock::now_ms());
         }
     }
+}
+
+fn claim<'a>(shown: &'a ShownSource, jobs: &'a [String]) -> Claim<'a> {
+    Claim { source: &shown.name, mount_path: &shown.mount_path, holds: Holds::Jobs(jobs) }
+}
+
+/// The forerunners that are shown: they give way to whatever is an add-on already.
+fn leading(entries: &[Entry]) -> Vec<usize> {
+    let add_ons = entries.iter().filter_map(|entry| entry.candidate.as_ref());
+    let mut claims: Vec<Claim<'_>> = add_ons.map(|it| claim(&it.shown, &it.job_names)).collect();
+    let first = claims.len();
+    let mut leading = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        if let (Some(forerunner), None) = (&entry.forerunner, &entry.candidate) {
+            claims.push(claim(forerunner, &[]));
+            leading.push(index);
+        }
+    }
+    let verdicts = mount_path::settle(&claims);
+    let shown = leading.into_iter().zip(verdicts.into_iter().skip(first));
+    shown.filter(|(_, verdict)| verdict.is_none()).map(|(index, _)| index).collect()
 }
 
 /// The event that a phase is worth, if any.

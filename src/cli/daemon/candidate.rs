@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::fs::facts::ShownSource;
+use crate::fs::facts::{Rootfs, ShownSource};
 use crate::jobs::AddonJobs;
 use crate::policy::addon::Origin;
 use crate::policy::admit::AdmittedAddon;
@@ -83,6 +83,23 @@ impl Candidate {
             job_names,
         }
     }
+
+    /// Where `rootfs` leads from now on.
+    pub(crate) fn set_rootfs(&mut self, rootfs: Option<Rootfs>) {
+        self.shown = Arc::new(ShownSource { rootfs, ..ShownSource::clone(&self.shown) });
+    }
+}
+
+/// What is shown of a source before its add-on's manifest is known: what has arrived of the image.
+pub(super) fn forerunner(spec: &SourceSpec, tree: Digest) -> ShownSource {
+    ShownSource {
+        name: spec.name.clone(),
+        mount_path: spec.mount_path.clone(),
+        manifest: Arc::from([]),
+        addon_json: Arc::from([]),
+        rootfs: Some(Rootfs::Streaming(tree)),
+        addon_dir: "",
+    }
 }
 
 /// The spec as a configuration entry, in the order people write it.
@@ -92,7 +109,7 @@ pub(super) fn spec_yaml(spec: &SourceSpec) -> String {
     let mount_path = if spec.mount_path.is_empty() { "." } else { &spec.mount_path };
     format!(
         "name: {}\ntype: oci\nimage: {}\nmountPath: {}\ntrusted: {}\npull_policy: {}\nexpose: {}\n\
-         verify_signatures: {}\ninsecure: {}\npin: {}\n",
+         verify_signatures: {}\ninsecure: {}\npin: {}\nstream: {}\n",
         text(&spec.name),
         text(&spec.image.to_string()),
         text(mount_path),
@@ -101,7 +118,8 @@ pub(super) fn spec_yaml(spec: &SourceSpec) -> String {
         word(json!(spec.expose)),
         spec.verify_signatures,
         spec.insecure,
-        spec.pin
+        spec.pin,
+        spec.stream
     )
 }
 

@@ -19,6 +19,7 @@ mod metrics;
 pub(crate) mod serve;
 mod shutdown;
 mod starts;
+mod streaming;
 mod upkeep;
 mod wiring;
 mod ztocs;

@@ -31,7 +31,7 @@ use crate::fs::control::ControlTree;
 use crate::fs::image::{Images, Side};
 use crate::fs::kernel::backing::Backings;
 use crate::fs::kernel::control::{ControlConnection, forget_name};
-use crate::fs::kernel::images::{ImageFs, ReadLimits};
+use crate::fs::kernel::images::{ImageFs, ReadLimits, forget_content};
 use crate::fs::kernel::session::{SavedInit, Serving};
 use crate::jobs::Jobs;
 use crate::jobs::spawner::Spawner;
@@ -286,6 +286,7 @@ impl Opened {
         })));
         upkeep::close_idle_backings(backings.clone(), serving.device().try_clone_to_owned()?);
         if side == Side::Plain {
+            self.images.streams().on_revoked(forget_content(serving.notifier(), Handle::current()));
             let _ = self.facts.reading.set(backings);
         }
         Ok(serving)

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::inode;
-use crate::fs::facts::ShownSource;
+use crate::fs::facts::{Rootfs, ShownSource};
+use crate::fs::image::stream;
 use crate::jobs::Job;
 
 /// A file whose bytes are a fact.
@@ -170,16 +171,26 @@ impl StaticTree {
             return; // mountPath "." shows jobs only
         }
         let dir = self.directory(path);
-        self.insert_at(dir, path, "manifest.yaml", "file", Node::Fact(Fact::Manifest(Arc::clone(source))));
-        self.insert_at(dir, path, "addon.json", "file", Node::Fact(Fact::AddonJson(Arc::clone(source))));
-        let Some(image) = source.rootfs else { return };
+        let known = !source.manifest.is_empty();
+        if known {
+            let manifest = Fact::Manifest(Arc::clone(source));
+            self.insert_at(dir, path, "manifest.yaml", "file", Node::Fact(manifest));
+            self.insert_at(dir, path, "addon.json", "file", Node::Fact(Fact::AddonJson(Arc::clone(source))));
+        }
+        let image = match source.rootfs {
+            Some(Rootfs::Complete(image)) => image.dashed(),
+            Some(Rootfs::Streaming(image)) => format!("{}{}", image.dashed(), stream::SUFFIX),
+            None => return,
+        };
         let images = match images_dir {
             Some(elsewhere) => elsewhere.to_string_lossy().into_owned(),
             None => format!("{}{ROOM_NAME}/{IMAGES_NAME}", "../".repeat(path.split('/').count())),
         };
-        let rootfs = format!("{images}/{}/rootfs", image.dashed());
-        self.insert_at(dir, path, "rootfs", "link", Node::Symlink(rootfs));
-        self.insert_at(dir, path, "addon", "link", Node::Symlink(format!("rootfs/{}", source.addon_dir)));
+        self.insert_at(dir, path, "rootfs", "link", Node::Symlink(format!("{images}/{image}/rootfs")));
+        if known {
+            let addon = format!("rootfs/{}", source.addon_dir);
+            self.insert_at(dir, path, "addon", "link", Node::Symlink(addon));
+        }
     }
 
     fn add_job(&mut self, job: &Arc<Job>) {

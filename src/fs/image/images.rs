@@ -19,6 +19,8 @@
 //! with capabilities that the container cannot have would not start (execve(2), EPERM). A root mounted `nosuid,nodev`
 //! would do the same, and it is, at first; but runc and crun mount it anew and drop both.
 //!
+//! `sha256-<hex>.stream` is what has arrived of an image that is not complete (see [`super::stream`]).
+//!
 //! Inode numbers are 31 bits of the image's digest and, below, the index of the node: the same after every restart,
 //! which is why a successor can go on with files that its predecessor opened. Indexes 0 to 15 are the fixed names.
 //!
@@ -31,6 +33,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use nix::libc;
 
 use super::file::{Node, NodeBody};
+use super::stream::{self, Streams, is_streaming};
 use super::tree::{self, ImageTree};
 use crate::fetch::layer::{Layer, Read};
 use crate::fetch::store::Kind;
@@ -93,6 +96,8 @@ pub enum Lasting {
 }
 
 /// What `stat` shows.
+///
+/// Those of an image never change; those of a streaming tree do ([`Attr::lasting`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attr {
     /// Inode number.
@@ -115,10 +120,17 @@ pub struct Attr {
     pub rdev: u32,
 }
 
+impl Attr {
+    /// How long they stay true.
+    pub fn lasting(&self) -> Lasting {
+        if is_streaming(self.ino) { Lasting::Never } else { Lasting::Forever }
+    }
+}
+
 /// What a name leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// Something, and how long the name leads there. Its attributes last for ever.
+    /// Something, and how long the name leads there.
     Entry(Attr, Lasting),
     /// Nothing, and how long that stays so.
     Nothing(Lasting),
@@ -139,6 +151,7 @@ pub struct Dirent<'a> {
 #[derive(Debug)]
 pub struct Images {
     shown: RwLock<HashMap<u32, (Digest, Arc<Image>)>>,
+    streams: Streams,
     owner: Option<(u32, u32)>,
     other_side: String,
 }
@@ -164,7 +177,13 @@ impl Images {
     /// made in its user namespace could not write otherwise). `other_side` is how the mount point of [`Side::Xattrs`]
     /// is reached from that of [`Side::Plain`].
     pub fn new(owner: Option<(u32, u32)>, other_side: &str) -> Self {
-        Self { shown: RwLock::default(), owner, other_side: other_side.to_owned() }
+        let (shown, streams) = (RwLock::default(), Streams::new(owner));
+        Self { shown, streams, owner, other_side: other_side.to_owned() }
+    }
+
+    /// The streaming trees.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// Shows an image from now on; showing it again changes nothing. A successor of a daemon inserts everything that
@@ -173,7 +192,7 @@ impl Images {
         if image.tree.layers() as usize != image.layers.len() {
             return Err(FsError::Internal(format!("the tree of {digest} is of another number of layers")));
         }
-        if image.tree.nodes() > u32::MAX - NODES_FROM {
+        if image.tree.nodes() > (u32::MAX >> 1) - NODES_FROM {
             return Err(FsError::Internal(format!("the tree of {digest} has too many files")));
         }
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
@@ -207,6 +226,9 @@ impl Images {
 
     /// The image that an inode belongs to.
     pub fn digest_of(&self, ino: u64) -> Option<Digest> {
+        if is_streaming(ino) {
+            return self.streams.digest_of(ino);
+        }
         self.by_tag(tag_of(ino)).map(|(digest, _)| digest)
     }
 
@@ -240,6 +262,9 @@ impl Images {
 
     /// What `name` in the directory `parent` leads to; the two sides differ in their root only.
     pub fn lookup(&self, side: Side, parent: u64, name: &[u8]) -> Result<Found, FsError> {
+        if is_streaming(parent) {
+            return self.streams.lookup(parent, name);
+        }
         match self.place(parent)? {
             Place::Top => Ok(self.top(side, name)),
             Place::DigestDir(shown) => {
@@ -271,6 +296,10 @@ impl Images {
     }
 
     fn top(&self, side: Side, name: &[u8]) -> Found {
+        if let Some(name) = name.strip_suffix(stream::SUFFIX.as_bytes()).filter(|_| side == Side::Plain) {
+            let digest = std::str::from_utf8(name).ok().and_then(Digest::from_dashed);
+            return digest.map_or(Found::Nothing(Lasting::Never), |digest| self.streams.top(&digest));
+        }
         let (name, view) = match name.strip_suffix(ROOT_IMAGE_SUFFIX.as_bytes()) {
             Some(name) => (name, JOB),
             None => (name, 0),
@@ -294,8 +323,11 @@ impl Images {
         }
     }
 
-    /// The attributes of an inode; they never change.
+    /// The attributes of an inode.
     pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
+        if is_streaming(ino) {
+            return self.streams.getattr(ino);
+        }
         self.place(ino).map(|place| self.attr(&place))
     }
 
@@ -360,6 +392,9 @@ impl Images {
         from: u64,
         mut visit: impl FnMut(Dirent<'_>) -> bool,
     ) -> Result<(), FsError> {
+        if is_streaming(ino) {
+            return self.streams.readdir(ino, from, visit);
+        }
         let place = self.place(ino)?;
         let parent = match &place {
             Place::Top | Place::DigestDir(_) => TOP,
@@ -411,6 +446,9 @@ impl Images {
 
     /// Where a symlink points.
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+        if is_streaming(ino) {
+            return self.streams.readlink(ino);
+        }
         match self.place(ino)? {
             Place::Link(shown) => Ok(self.link_target(&shown).into_bytes()),
             Place::Node(shown, _, node) => {
@@ -505,7 +543,7 @@ impl Shown {
 }
 
 /// What directories show as their size: one block, as ext4's smallest.
-const DIR_SIZE: u64 = 4096;
+pub(super) const DIR_SIZE: u64 = 4096;
 
 /// The upper 31 bits of the digest, never 0: those numbers are the connection's own.
 fn tag(digest: &Digest) -> u32 {

@@ -18,16 +18,16 @@ use super::TreeError;
 use super::xattr::{self, XattrSets};
 use crate::fetch::index::{Entry, EntryKind};
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// AUFS's own files (`.wh..wh.plnk`, `.wh..wh.aufs`); never shown.
 const AUFS: &[u8] = b".wh..wh.";
 /// Linux's NAME_MAX: no other file system could hold a longer one.
-const NAME_MAX: usize = 255;
+pub(super) const NAME_MAX: usize = 255;
 /// Linux's PATH_MAX, and so more directories than any path can name.
-const PATH_MAX: usize = 4096;
+pub(super) const PATH_MAX: usize = 4096;
 /// As many symlinks as umoci follows on one path.
-const MAX_LINKS: usize = 255;
+pub(super) const MAX_LINKS: usize = 255;
 /// Bounds memory while merging (about 200 bytes each); the largest images known have about a million.
 const MAX_NODES: usize = 16 << 20;
 
@@ -325,13 +325,13 @@ impl Merge {
     }
 }
 
-fn is_aufs(parent: &[u8], name: &[u8]) -> bool {
+pub(super) fn is_aufs(parent: &[u8], name: &[u8]) -> bool {
     let above = parent.split(|byte| *byte == b'/').any(|part| part.starts_with(AUFS));
     above || (name.starts_with(AUFS) && name != OPAQUE)
 }
 
 /// Directory part and last component.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (b"", path),

@@ -7,6 +7,7 @@
 //! * `xattr`, `acl`: which extended attributes are shown
 //! * [`mod@file`], `write`: the flat file's format; reading it without trusting it, and writing it
 //! * [`tree`]: one image's tree: build, open, look up
+//! * [`stream`]: what has arrived of an image that is not complete
 //! * [`images`]: what the image connections show: every image by digest, inode numbers, content
 
 mod acl;
@@ -15,6 +16,7 @@ pub mod file;
 pub mod images;
 pub mod merge;
 pub mod program;
+pub mod stream;
 pub mod tree;
 mod write;
 mod xattr;

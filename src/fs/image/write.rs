@@ -190,6 +190,6 @@ fn mode(node: &Node) -> u32 {
 }
 
 /// `new_encode_dev` of include/linux/kdev_t.h, the form of FUSE's rdev: 12 bits of major, 20 of minor.
-fn pack_device(major: u32, minor: u32) -> u32 {
+pub(super) fn pack_device(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }

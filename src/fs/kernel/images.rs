@@ -9,6 +9,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::{Deref, Range};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,11 +17,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use futures_util::future::BoxFuture;
 use nix::libc;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -28,11 +30,12 @@ use tokio::sync::Semaphore;
 use super::backing::{Backings, Way};
 use super::owed::Owed;
 use super::raw;
+use crate::fetch::error::FetchError;
 use crate::fetch::layer::Read;
 use crate::fs::errno::errno;
 use crate::fs::error::FsError;
-
 use crate::fs::image::images::{Attr, Found, Images, Lasting, Side};
+use crate::fs::image::stream::{Forget, is_streaming};
 
 /// Ten years: for ever, to a kernel that makes a signed time of it.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -106,12 +109,14 @@ impl ImageFs {
         self
     }
 
-    /// Answers a read whose content must be fetched.
-    fn miss(&self, ino: u64, content: Read, size: u32, reply: ReplyData) {
-        let content = match content {
-            Read::Ready(bytes) => return reply.data(&bytes),
-            Read::Pending(content) => content,
-        };
+    /// Answers a read whose content must be fetched, or has to arrive.
+    fn miss<B: Deref<Target = [u8]> + Send + 'static>(
+        &self,
+        ino: u64,
+        content: BoxFuture<'static, Result<B, FetchError>>,
+        size: u32,
+        reply: ReplyData,
+    ) {
         let reply = Owed::new(reply);
         let budget = Arc::clone(&self.budget);
         let share = size.min(self.limits.pending_bytes);
@@ -143,6 +148,20 @@ impl ImageFs {
             drop(permit);
         });
     }
+}
+
+/// Makes the kernel drop the pages of inodes: those that programs had mapped stay otherwise.
+pub fn forget_content(notifier: Notifier, runtime: Handle) -> Forget {
+    Box::new(move |inodes: Range<u64>| {
+        let notifier = notifier.clone();
+        // not on a thread that serves: the kernel waits for reads of these pages that are under way
+        runtime.spawn_blocking(move || {
+            for ino in inodes {
+                // most it does not know
+                drop(notifier.inval_inode(INodeNo(ino), 0, 0));
+            }
+        });
+    })
 }
 
 /// What the kernel is told of an inode.
@@ -257,7 +276,7 @@ impl Filesystem for ImageFs {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.images.lookup(self.side, parent.0, name.as_bytes()) {
             Ok(Found::Entry(attr, lasting)) => {
-                reply.entry_with_ttls(&FOREVER, &ttl(lasting), &file_attr(&attr), GENERATION);
+                reply.entry_with_ttls(&ttl(attr.lasting()), &ttl(lasting), &file_attr(&attr), GENERATION);
             }
             Ok(Found::Nothing(Lasting::Forever)) => reply.entry(&FOREVER, &nothing(), GENERATION),
             Ok(Found::Nothing(Lasting::Never)) => reply.error(Errno::ENOENT),
@@ -270,7 +289,7 @@ impl Filesystem for ImageFs {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.images.getattr(ino.0) {
-            Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr)),
+            Ok(attr) => reply.attr(&ttl(attr.lasting()), &file_attr(&attr)),
             Err(error) => reply.error(number(&error)),
         }
     }
@@ -285,6 +304,15 @@ impl Filesystem for ImageFs {
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
             return reply.error(Errno::EROFS);
+        }
+        if is_streaming(ino.0) {
+            // not through the page cache: what is not proven is kept by nobody
+            return match self.images.streams().open(ino.0) {
+                Ok(()) => {
+                    reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH)
+                }
+                Err(error) => reply.error(number(&error)),
+            };
         }
         let complete = match self.images.open(ino.0) {
             Ok(complete) => complete,
@@ -317,8 +345,15 @@ impl Filesystem for ImageFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if is_streaming(ino.0) {
+            return match self.images.streams().read(ino.0, offset, size) {
+                Ok(content) => self.miss(ino.0, content, size, reply),
+                Err(error) => reply.error(number(&error)),
+            };
+        }
         match self.images.read(ino.0, offset, size) {
-            Ok(content) => self.miss(ino.0, content, size, reply),
+            Ok(Read::Ready(bytes)) => reply.data(&bytes),
+            Ok(Read::Pending(content)) => self.miss(ino.0, content, size, reply),
             Err(error) => reply.error(number(&error)),
         }
     }
@@ -333,11 +368,15 @@ impl Filesystem for ImageFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.backings.release(ino.0, handle.0);
+        match is_streaming(ino.0) {
+            true => self.images.streams().release(ino.0),
+            false => self.backings.release(ino.0, handle.0),
+        }
         reply.ok();
     }
 
-    /// ENOSYS makes the kernel open directories by itself and keep their listings.
+    /// ENOSYS makes the kernel open directories by itself and keep their listings (of a streaming tree, until it sees
+    /// another mtime, and it asks for that every time).
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if self.no_opendir {
             reply.error(Errno::ENOSYS);
@@ -367,7 +406,7 @@ impl Filesystem for ImageFs {
     ) {
         let done = self.images.readdir(ino.0, from, |entry| {
             let (name, attr) = (OsStr::from_bytes(entry.name), file_attr(&entry.attr));
-            !reply.add(attr.ino, entry.next, name, &FOREVER, &attr, GENERATION)
+            !reply.add(attr.ino, entry.next, name, &ttl(entry.attr.lasting()), &attr, GENERATION)
         });
         match done {
             Ok(()) => reply.ok(),

@@ -346,6 +346,7 @@ fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceS
     let verify_signatures = flag(&mut fields, "verify_signatures", false, report);
     let insecure = flag(&mut fields, "insecure", false, report);
     let pin = flag(&mut fields, "pin", false, report);
+    let stream = flag(&mut fields, "stream", false, report);
     let trust = fields.take("trust").and_then(|f| trust(&f, base, report));
     fields.finish(report);
     let spec = SourceSpec {
@@ -359,6 +360,7 @@ fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceS
         trust: None,
         insecure,
         pin,
+        stream,
     };
     Some((spec, trust))
 }

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
+use crate::policy::code::{Code, Denied};
 use crate::policy::reference::PinnedRef;
+use crate::policy::rules::Profile;
 use crate::policy::trust::{Trust, TrustedKey};
 
 /// When the layers of a source are fetched (requirements: case-insensitive, aliases accepted when parsed).
@@ -82,6 +84,25 @@ pub struct SourceSpec {
     pub insecure: bool,
     /// Keep all of its content in the cache, and fetch it without being asked.
     pub pin: bool,
+    /// Show what arrives of layers without an index before their digests are proven. Never under profile `secure`.
+    pub stream: bool,
+}
+
+/// Whether the profile in force lets these sources be as they are: `stream: true` shows bytes before they are proven.
+pub fn check_streams(sources: &[SourceSpec], profile: Profile) -> Result<(), Denied> {
+    let streaming = sources.iter().filter(|source| source.stream && profile == Profile::Secure);
+    let names: Vec<&str> = streaming.map(|source| source.name.as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Denied::new(
+        Code::Config,
+        format!(
+            "stream: true of source {} shows bytes before their digest is proven, and profile secure never does: remove \
+             it, or set policy.profile to permissive",
+            names.join(" and ")
+        ),
+    ))
 }
 
 /// The keys of `spec.yaml`, in the order they are shown.
@@ -99,6 +120,7 @@ struct Shown<'a> {
     verify_signatures: bool,
     insecure: bool,
     pin: bool,
+    stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     trust: Option<ShownTrust<'a>>,
 }
@@ -134,6 +156,7 @@ impl SourceSpec {
             verify_signatures: self.verify_signatures,
             insecure: self.insecure,
             pin: self.pin,
+            stream: self.stream,
             trust,
         };
         // Strings, booleans and lists of strings always serialize.
@@ -142,5 +165,37 @@ impl SourceSpec {
             yaml.push('\n');
         }
         yaml
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profile_secure_shows_nothing_unproven() {
+        let spec = |name: &str, stream| SourceSpec {
+            name: name.to_owned(),
+            image: format!("localhost:5000/a@{}", crate::policy::digest::Digest::of(b"x"))
+                .parse::<crate::policy::reference::ImageRef>()
+                .and_then(|image| image.pinned())
+                .unwrap(),
+            mount_path: name.to_owned(),
+            trusted: true,
+            pull_policy: PullPolicy::OnAdd,
+            expose: Expose::Read,
+            verify_signatures: false,
+            trust: None,
+            insecure: false,
+            pin: false,
+            stream,
+        };
+        let sources = [spec("a", true), spec("b", false), spec("c", true)];
+        let refused = check_streams(&sources, Profile::Secure).unwrap_err();
+        assert!(refused.code == Code::Config && refused.message.contains("source a and c"), "{refused}");
+        assert!(check_streams(&sources[1..2], Profile::Secure).is_ok());
+        for profile in [Profile::Permissive, Profile::Disabled] {
+            assert!(check_streams(&sources, profile).is_ok());
+        }
     }
 }

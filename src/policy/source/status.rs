@@ -490,6 +490,7 @@ mod tests {
             trust: None,
             insecure: false,
             pin: false,
+            stream: false,
         }
     }
 
