@@ -190,21 +190,8 @@ pub fn decision(spec: &SourceSpec, outcome: Result<&AdmittedImage, &Denied>) -> 
     }
 }
 
-/// A source's own keys stand instead of the policy's; a demand for the log holds wherever it stands.
 fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
-    match &spec.trust {
-        None => policy.trust.clone(),
-        Some(own) => Trust {
-            keys: if own.keys.is_empty() { policy.trust.keys.clone() } else { own.keys.clone() },
-            index_keys: if own.index_keys.is_empty() {
-                policy.trust.index_keys.clone()
-            } else {
-                own.index_keys.clone()
-            },
-            require_log: own.require_log || policy.trust.require_log,
-            notation: own.notation.clone().or_else(|| policy.trust.notation.clone()),
-        },
-    }
+    policy.trust.for_source(spec.trust.as_ref())
 }
 
 /// The stricter profiles under which an image that was admitted under the host's would not have been, each with its
@@ -226,8 +213,7 @@ pub fn refused_under(policy: &Policy, spec: &SourceSpec, admitted: &AdmittedImag
 
 /// Whose signatures on indexes of an image's layers count; nobody's without `trust.index_keys`.
 pub fn index_trust(policy: &Policy, spec: &SourceSpec) -> Trust {
-    let trust = trust_for(policy, spec);
-    Trust { keys: trust.index_keys, require_log: trust.require_log, ..Trust::default() }
+    trust_for(policy, spec).for_indexes()
 }
 
 fn unsigned(spec: &SourceSpec, why: &str) -> Denied {
@@ -353,6 +339,6 @@ mod tests {
         assert!(image(&policy, &source, &[material(&own, &digest)], 0).is_ok());
         source.trust = Some(Trust { require_log: true, ..Trust::default() });
         let refused = image(&policy, &source, &[material(&host, &digest)], 0).unwrap_err();
-        assert!(refused.denied.message.contains("require_log"), "{refused}");
+        assert!(refused.denied.message.contains("log"), "{refused}");
     }
 }

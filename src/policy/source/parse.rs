@@ -184,6 +184,7 @@ impl TrustDraft {
             index_keys: load("trust.index_keys", self.index_keys)?,
             require_log: self.require_log,
             notation: self.notation.map(|paths| load_notation(&paths, read)).transpose()?,
+            ..Trust::default()
         })
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! What cosign can sign with, and the hash it takes: ECDSA P-256 (its default), P-384 and P-521, RSA 2048 to 8192
 //! bits with PKCS#1 v1.5, Ed25519. Older cosign hashes with SHA-256 whatever the curve, newer takes the hash
-//! of the curve's size: each key tries both, which weakens nothing. Ed25519ph, which cosign takes for imported
-//! Ed25519 keys, is not offered by our crypto library; such a signature is refused.
+//! of the curve's size: each key tries both, which weakens nothing. With Ed25519 keys it signs what is hashed before
+//! ([`super::ed25519ph`]), which aws-lc-rs does not offer: for that alone there is ed25519-dalek.
 
 use std::fmt;
 
+use aws_lc_rs::digest as lc_digest;
 use aws_lc_rs::signature as lc;
 use aws_lc_rs::signature::{ParsedPublicKey, VerificationAlgorithm};
 
-use super::pem;
+use super::{ed25519ph, pem};
 use crate::policy::digest::Digest;
 
 pub use super::private_key::PrivateKey;
@@ -89,12 +90,30 @@ impl PublicKey {
         self.kind.name
     }
 
-    /// Whether `signature` is this key's over `message`.
-    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    /// The SubjectPublicKeyInfo.
+    pub fn to_der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Whether `signature` is this key's over the message whose SHA-256 is `digest`. An Ed25519 key signs messages, no
+    /// digests: never by one.
+    pub fn verifies_sha256(&self, digest: &[u8; 32], signature: &[u8]) -> bool {
+        let Ok(digest) = lc_digest::Digest::import_less_safe(digest, &lc_digest::SHA256) else {
+            return false;
+        };
         self.kind.algorithms.iter().any(|algorithm| {
             ParsedPublicKey::new(*algorithm, &self.der)
-                .is_ok_and(|key| key.verify_sig(message, signature).is_ok())
+                .is_ok_and(|key| key.verify_digest_sig(&digest, signature).is_ok())
         })
+    }
+
+    /// Whether `signature` is this key's over `message`.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        let plain = self.kind.algorithms.iter().any(|algorithm| {
+            ParsedPublicKey::new(*algorithm, &self.der)
+                .is_ok_and(|key| key.verify_sig(message, signature).is_ok())
+        });
+        plain || ed25519ph::verifies(&self.der, message, signature)
     }
 }
 
@@ -192,7 +211,8 @@ mod tests {
             ("p521.pub", "p521-sha256.sig", true),
             ("rsa.pub", "rsa.sig", true),
             ("ed25519.pub", "ed25519.sig", true),
-            ("ed25519.pub", "ed25519ph.sig", false),
+            ("ed25519.pub", "ed25519ph.sig", true),
+            ("p256.pub", "ed25519ph.sig", false),
             ("p384.pub", "p256.sig", false),
         ] {
             let public = PublicKey::from_pem(&read(key)).unwrap();

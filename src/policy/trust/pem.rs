@@ -1,4 +1,4 @@
-//! PEM blocks (RFC 7468): one block of one kind, strictly.
+//! PEM blocks (RFC 7468): one block of one kind, strictly, or a chain of certificates.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -27,6 +27,22 @@ pub(super) fn decode_any(text: &[u8]) -> Result<(String, Vec<u8>), String> {
     let body: String = body.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     let content = STANDARD.decode(body).map_err(|e| format!("its base64 is wrong: {e}"))?;
     Ok((label.to_owned(), content))
+}
+
+/// The certificates of `text`, of which there is one at least.
+pub(super) fn certificates(text: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    let text = std::str::from_utf8(text).map_err(|_| "is not a PEM file: not text".to_owned())?;
+    let end = "-----END CERTIFICATE-----";
+    let (blocks, after) = text.rsplit_once(end).ok_or("holds no certificate")?;
+    if after.contains("-----BEGIN ") {
+        return Err("ends in half a PEM block".to_owned());
+    }
+    let one = |block: &str| match decode(format!("{block}{end}").as_bytes()) {
+        Ok((label, der)) if label == "CERTIFICATE" => Ok(der),
+        Ok((label, _)) => Err(format!("holds a {label:?} block")),
+        Err(why) => Err(format!("is not a list of certificates: {why}")),
+    };
+    blocks.split(end).map(one).collect()
 }
 
 /// One block, lines of 64 characters.
@@ -62,6 +78,18 @@ mod tests {
         let two = encode("A", b"x").repeat(2);
         for bad in ["", "-----BEGIN ", "-----BEGIN A-----", "-----BEGIN A-----\n!\n-----END A-----", &two] {
             assert!(decode(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lists_of_certificates() {
+        let (one, two) = (encode("CERTIFICATE", b"one"), encode("CERTIFICATE", b"two"));
+        let list = format!("{one}\n{two}");
+        assert_eq!(certificates(list.as_bytes()).unwrap(), [b"one", b"two"]);
+        assert_eq!(certificates(one.trim_end().as_bytes()).unwrap(), [b"one"]);
+        let (key, half) = (encode("PUBLIC KEY", b"x"), &two[..40]);
+        for bad in ["", "x", &format!("{one}{key}"), &format!("{key}{one}"), &format!("{one}{half}"), half] {
+            assert!(certificates(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 }

@@ -1,13 +1,10 @@
 //! Whether somebody whom policy trusts vouches for an image.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
-use super::evidence::{Evidence, EvidenceName, MAX_EVIDENCE, SimpleSigning, Subject};
+use super::evidence::{Evidence, EvidenceName, MAX_EVIDENCE, Subject};
 use super::notation;
-use super::simple_signing::Payload;
-use super::verdict::{Cause, Reason, Refusal, Verified, Voucher};
-use super::{SIGNATURE_ANNOTATION, Trust, signature_tag};
+use super::sigstore;
+use super::verdict::{Cause, Reason, Refusal, Verified};
+use super::{Trust, signature_tag};
 use crate::policy::digest::Digest;
 
 /// Looks for a signature over `subject` by somebody trusted; the first that holds suffices. Otherwise the reasons, one a
@@ -18,13 +15,7 @@ pub fn verify(trust: &Trust, subject: &Subject<'_>, evidence: &[Evidence]) -> Re
     let mut refusals = Vec::new();
     for (at, piece) in evidence.iter().take(MAX_EVIDENCE).enumerate() {
         let name = EvidenceName::of(at, piece);
-        let outcome = match piece {
-            Evidence::SimpleSigning(layer) => simple_signing(trust, subject.digest, layer, &name),
-            Evidence::Bundle(_) => Err(Cause::Unsupported.because("sigstore bundles are not read yet")),
-            Evidence::Notation(envelope) => notation::evidence::check(trust, subject, envelope)
-                .map(|signer| Verified::by_notation(signer, &name)),
-        };
-        match outcome {
+        match check(trust, subject, piece, &name) {
             Ok(verified) => return Ok(verified),
             Err(reason) => refusals.push(Refusal { evidence: Some(name), reason }),
         }
@@ -36,63 +27,58 @@ pub fn verify(trust: &Trust, subject: &Subject<'_>, evidence: &[Evidence]) -> Re
     Err(refusals)
 }
 
+fn check(
+    trust: &Trust,
+    subject: &Subject<'_>,
+    piece: &Evidence,
+    name: &EvidenceName,
+) -> Result<Verified, Reason> {
+    let finding = match piece {
+        Evidence::SimpleSigning(layer) => sigstore::check_layer(trust, subject.digest, layer)?,
+        Evidence::Bundle(bundle) => sigstore::check_bundle(trust, subject.digest, bundle)?,
+        Evidence::Notation(envelope) => {
+            let signer = notation::evidence::check(trust, subject, envelope)?;
+            return Ok(Verified::by_notation(signer, name));
+        }
+    };
+    Ok(Verified {
+        by: finding.by,
+        evidence: name.clone(),
+        checked: finding.checked,
+        signed_reference: finding.signed_reference,
+        signed_at: finding.signed_at,
+        valid_until: None,
+    })
+}
+
 /// Why no evidence could do, if that is known before looking at it.
 fn all_in_vain(trust: &Trust, pinned: &Digest, evidence: &[Evidence]) -> Option<Reason> {
-    if trust.require_log {
-        return Some(Cause::Unsupported.because(
-            "trust.require_log is set, but transparency logs are not read yet: remove it to rely on the key alone",
-        ));
-    }
-    if trust.keys.is_empty() && trust.notation.is_none() {
-        let words = "no key is trusted: put the signer's cosign.pub into trust.keys of the policy";
+    if trust.keys.is_empty() && trust.identities.is_empty() && trust.notation.is_none() {
+        let words = "no key and no identity is trusted: put the signer's cosign.pub into trust.keys of the policy, or \
+                     issuer and subject of his certificates into trust.identities";
         return Some(Cause::NobodyTrusted.because(words));
     }
     evidence.is_empty().then(|| {
         Cause::NoSignature.because(format!(
-            "it has no signature (no tag {} beside it): sign it with `addonfs sign --key cosign.key` or `cosign sign --key`",
+            "it has no signature (no tag {} beside it, and no bundle refers to it): sign it with `addonfs sign --key \
+             cosign.key` or `cosign sign`",
             signature_tag(pinned)
         ))
     })
 }
 
-fn simple_signing(
-    trust: &Trust,
-    pinned: &Digest,
-    layer: &SimpleSigning,
-    name: &EvidenceName,
-) -> Result<Verified, Reason> {
-    let signature = layer.signature_b64().ok_or_else(|| {
-        Cause::Malformed.because(format!("the layer has no annotation {SIGNATURE_ANNOTATION}"))
-    })?;
-    let signature = STANDARD
-        .decode(signature.trim())
-        .map_err(|e| Cause::Malformed.because(format!("it is not base64: {e}")))?;
-    // Nothing of the payload is believed before the signature over it holds.
-    let by = trust.keys.iter().find(|trusted| trusted.key.verifies(&layer.payload, &signature));
-    let by = by.ok_or_else(|| {
-        let names: Vec<&str> = trust.keys.iter().map(|k| k.name.as_str()).collect();
-        let words = format!("it was not made by a trusted key ({})", names.join(", "));
-        Cause::UntrustedKey.because(words)
-    })?;
-    let payload = Payload::parse(&layer.payload).map_err(|why| Cause::Malformed.because(why))?;
-    if payload.digest != *pinned {
-        let words = format!("it is by {} but over {}, not over {pinned}", by.name, payload.digest);
-        return Err(Cause::OtherSubject.because(words));
-    }
-    Ok(Verified {
-        by: Voucher::Key { name: by.name.clone(), fingerprint: by.key.fingerprint() },
-        evidence: name.clone(),
-        signed_reference: Some(payload.docker_reference),
-        signed_at: None,
-        valid_until: None,
-    })
-}
-
 #[cfg(test)]
 pub(in crate::policy) mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
+    use crate::policy::trust::SIGNATURE_ANNOTATION;
     use crate::policy::trust::TrustedKey;
+    use crate::policy::trust::evidence::SimpleSigning;
     use crate::policy::trust::keys::PrivateKey;
+    use crate::policy::trust::simple_signing::Payload;
+    use crate::policy::trust::verdict::Voucher;
     use crate::policy::trust::verdict::in_words;
 
     /// A signature by `key` over the image `digest`.
@@ -140,10 +126,10 @@ pub(in crate::policy) mod tests {
         let alone = std::slice::from_ref(&signed);
         let require_log = Trust { require_log: true, ..trust.clone() };
         refused(&trust, &image, &[], Cause::NoSignature, "no signature");
-        refused(&Trust::default(), &image, alone, Cause::NobodyTrusted, "no key is trusted");
+        refused(&Trust::default(), &image, alone, Cause::NobodyTrusted, "no key and no identity");
         refused(&trusting(&[("other.pub", &other)]), &image, alone, Cause::UntrustedKey, "other.pub");
         refused(&trust, &Digest::of(b"another"), alone, Cause::OtherSubject, "not over");
-        refused(&require_log, &image, alone, Cause::Unsupported, "require_log");
+        refused(&require_log, &image, alone, Cause::LogMissing, "log");
 
         let Evidence::SimpleSigning(layer) = &signed else { panic!("{signed:?}") };
         let with = |change: &dyn Fn(&mut SimpleSigning)| {

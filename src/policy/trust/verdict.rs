@@ -14,6 +14,8 @@ use crate::policy::digest::Digest;
 pub struct Verified {
     pub(super) by: Voucher,
     pub(super) evidence: EvidenceName,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) checked: Vec<Check>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) signed_reference: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,8 +35,43 @@ pub enum Voucher {
         /// SHA-256 of the SubjectPublicKeyInfo.
         fingerprint: Digest,
     },
+    /// The holder of a certificate that an authority of the trusted root issued.
+    Identity {
+        /// Who says who he is: an OpenID Connect issuer's address.
+        issuer: String,
+        /// Who he is: an e-mail address, or the URI of a workflow.
+        subject: String,
+        /// Where the transparency log has the signature.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log_entry: Option<LogEntry>,
+    },
     /// The holder of a certificate that the Notary trust policy trusts.
     Notation(Box<Signer>),
+}
+
+/// A place in a transparency log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogEntry {
+    /// The log's id, base64.
+    pub log: String,
+    /// The entry's number.
+    pub index: u64,
+}
+
+/// What was checked of a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Check {
+    /// The signature over the image's digest.
+    Signature,
+    /// The certificate's chain, purpose and validity when it was signed.
+    Certificate,
+    /// That a certificate transparency log has the certificate.
+    CertificateLog,
+    /// That a transparency log has this very signature.
+    LogEntry,
+    /// A timestamp over the signature.
+    Timestamp,
 }
 
 impl Verified {
@@ -42,6 +79,7 @@ impl Verified {
     pub(super) fn by_notation(signer: Signer, evidence: &EvidenceName) -> Self {
         Self {
             evidence: evidence.clone(),
+            checked: Vec::new(),
             signed_reference: None,
             signed_at: signer.proven().map(OffsetDateTime::unix_timestamp),
             valid_until: signer.until().map(OffsetDateTime::unix_timestamp),
@@ -53,7 +91,7 @@ impl Verified {
     pub fn check_manifest(&self, media_type: &str, size: u64) -> Result<(), String> {
         match &self.by {
             Voucher::Notation(signer) => signer.manifest().check(media_type, size),
-            Voucher::Key { .. } => Ok(()),
+            Voucher::Key { .. } | Voucher::Identity { .. } => Ok(()),
         }
     }
 
@@ -65,6 +103,11 @@ impl Verified {
     /// The piece of evidence that holds.
     pub fn evidence(&self) -> &EvidenceName {
         &self.evidence
+    }
+
+    /// What was checked; of a Notary signature its trust policy says that.
+    pub fn checked(&self) -> &[Check] {
+        &self.checked
     }
 
     /// The repository that the signer named, where the layout has one. Not compared: images are copied.
@@ -88,6 +131,7 @@ impl fmt::Display for Voucher {
         match self {
             Self::Key { name, .. } => f.write_str(name),
             Self::Notation(signer) => write!(f, "\"{}\"", signer.subject()),
+            Self::Identity { issuer, subject, .. } => write!(f, "{subject} ({issuer})"),
         }
     }
 }
@@ -141,6 +185,30 @@ pub enum Cause {
     Expiry,
     /// A certificate of a Notary signature is revoked, or may be.
     Revocation,
+    /// It says something of the image, but not that it is signed.
+    NotASignature,
+    /// The signature does not fit what it is over.
+    Signature,
+    /// The certificate is of nobody whom policy names.
+    Identity,
+    /// The certificate does not come from a trusted authority, or is for something else.
+    Certificate,
+    /// The certificate was not valid when it was signed.
+    CertificateTime,
+    /// No trusted certificate transparency log has the certificate.
+    CertificateLog,
+    /// It has no log entry, or none that proves anything.
+    LogMissing,
+    /// Its log entry is of a log that is not trusted, or was not then.
+    LogUnknown,
+    /// Its log entry is of another signature.
+    LogOther,
+    /// The proof of its log entry does not hold.
+    LogProof,
+    /// A timestamp does not hold.
+    Timestamp,
+    /// Nothing proves when it was signed.
+    TimeUnknown,
 }
 
 impl Cause {
