@@ -5,10 +5,13 @@
 #[path = "fuzz/targets.rs"]
 mod targets;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use addonfs::fetch::index::build::index_tar;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use targets::TARGETS;
 
 /// Mutations of each seed.
@@ -27,9 +30,35 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         }
         _ => {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
-            fs::read_dir(&folder).unwrap().map(|file| fs::read(file.unwrap().path()).unwrap()).collect()
+            let kept = fs::read_dir(&folder).unwrap().map(|file| fs::read(file.unwrap().path()).unwrap());
+            kept.chain(by_notation(target)).collect()
         }
     }
+}
+
+/// What notation, openssl and Go made: kept once, as fixtures of other tests.
+fn by_notation(target: &str) -> Vec<Vec<u8>> {
+    let names: &[&str] = match target {
+        "notation_jws" => &["envelopes/full.jws", "envelopes/authority.jws"],
+        "notation_cose" => &["envelopes/full.cose", "envelopes/rsa2048.cose"],
+        "notation_timestamp" => {
+            let read = fs::read(fixture("tokens.json")).unwrap();
+            let tokens: BTreeMap<String, String> = serde_json::from_slice(&read).unwrap();
+            return ["good", "below"].map(|name| STANDARD.decode(&tokens[name]).unwrap()).to_vec();
+        }
+        "notation_revocation_list" => {
+            &["crls/held.crl", "crls/here.crl", "crls/changes-removed.crl", "crls/good.pem"]
+        }
+        "notation_trust_store" => {
+            &["trust-store/x509/ca/acme/root.pem", "trust-store/x509/ca/alone/alone.crt"]
+        }
+        _ => &[],
+    };
+    names.iter().map(|name| fs::read(fixture(name)).unwrap()).collect()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/notation").join(name)
 }
 
 /// Long names, a hole, links and a fifo, as GNU tar writes them.

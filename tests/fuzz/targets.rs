@@ -11,7 +11,14 @@ use addonfs::policy::digest::Digest;
 use addonfs::policy::image::{Descriptor, ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
 use addonfs::policy::reference::ImageRef;
 use addonfs::policy::soci::{Binding, SociIndex};
+use addonfs::policy::trust::notation::policy::TrustPolicy;
+use addonfs::policy::trust::notation::{
+    self, CrlFile, MEDIA_TYPE_COSE, MEDIA_TYPE_JWS, NotationTrust, StoreFile, StoreKind, verify,
+};
 use addonfs::policy::trust::simple_signing::Payload;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 
 /// A parser under its name; the corpus lies in a folder of that name.
 pub(crate) type Target = (&'static str, fn(&[u8]));
@@ -29,6 +36,12 @@ pub(crate) const TARGETS: &[Target] = &[
     ("image_config", image_config),
     ("signature_payload", signature_payload),
     ("reference", reference),
+    ("notation_jws", notation_jws),
+    ("notation_cose", notation_cose),
+    ("notation_timestamp", notation_timestamp),
+    ("notation_revocation_list", notation_revocation_list),
+    ("notation_trust_store", notation_trust_store),
+    ("notation_trust_policy", notation_trust_policy),
 ];
 
 fn tar(bytes: &[u8]) {
@@ -119,5 +132,75 @@ fn reference(bytes: &[u8]) {
         let printed = reference.to_string();
         let again = printed.parse::<ImageRef>();
         assert_eq!(again.ok().as_ref(), Some(&reference), "{text:?} prints as {printed:?}");
+    }
+}
+
+fn notation_jws(bytes: &[u8]) {
+    envelope(MEDIA_TYPE_JWS, bytes, Vec::new());
+}
+
+fn notation_cose(bytes: &[u8]) {
+    envelope(MEDIA_TYPE_COSE, bytes, Vec::new());
+}
+
+/// In an envelope whose signature holds: what is not signed can be put beside any.
+fn notation_timestamp(bytes: &[u8]) {
+    let mut stamped: Value =
+        serde_json::from_slice(include_bytes!("../fixtures/notation/envelopes/full.jws")).unwrap();
+    stamped["header"]["io.cncf.notary.timestampSignature"] = STANDARD.encode(bytes).into();
+    envelope(MEDIA_TYPE_JWS, stamped.to_string().as_bytes(), Vec::new());
+}
+
+fn notation_revocation_list(bytes: &[u8]) {
+    let list = CrlFile { name: "list.crl".to_owned(), bytes: bytes.to_vec() };
+    envelope(MEDIA_TYPE_JWS, include_bytes!("../fixtures/notation/envelopes/revocable.jws"), vec![list]);
+}
+
+fn notation_trust_store(bytes: &[u8]) {
+    judge(MEDIA_TYPE_JWS, include_bytes!("../fixtures/notation/envelopes/p256.jws"), bytes, Vec::new());
+}
+
+fn notation_trust_policy(bytes: &[u8]) {
+    let Ok(policy) = TrustPolicy::parse(bytes) else { return };
+    for image in ["registry.example.com/acme/tools", "oci:layout"] {
+        let location = image.parse::<ImageRef>().unwrap().location;
+        if let Ok(statement) = policy.statement(&location) {
+            assert!(!statement.name.is_empty());
+        }
+    }
+}
+
+fn envelope(media_type: &str, bytes: &[u8], lists: Vec<CrlFile>) {
+    judge(media_type, bytes, include_bytes!("../fixtures/notation/trust-store/x509/ca/acme/root.pem"), lists);
+}
+
+/// Refused for a reason, or by somebody who is trusted and over this very manifest.
+fn judge(media_type: &str, envelope: &[u8], store: &[u8], lists: Vec<CrlFile>) {
+    let policy = br#"{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+        "signatureVerification": {"level": "strict"}, "trustStores": ["ca:acme", "tsa:time"],
+        "trustedIdentities": ["x509.subject: C=US, ST=WA, O=acme"]}]}"#;
+    let file = |kind, store: &str, bytes: &[u8]| StoreFile {
+        kind,
+        store: store.to_owned(),
+        file: "root.pem".to_owned(),
+        bytes: bytes.to_vec(),
+    };
+    let time = include_bytes!("../fixtures/notation/trust-store/x509/tsa/acme-time/root.pem");
+    let store = vec![file(StoreKind::Ca, "acme", store), file(StoreKind::Tsa, "time", time)];
+    let trust = NotationTrust::new(TrustPolicy::parse(policy).unwrap(), store, lists);
+    let location = "registry.example.com/acme/tools".parse::<ImageRef>().unwrap().location;
+    let digest = Digest::of(include_bytes!("../fixtures/notation/manifest.json"));
+    let now = time::macros::datetime!(2030-01-01 0:00 UTC);
+    match verify(
+        &trust,
+        &notation::Target { location: &location, digest: &digest },
+        media_type,
+        envelope,
+        now,
+    ) {
+        Ok(signer) => assert!(signer.is_trusted() && signer.subject().contains("O=acme")),
+        Err(failures) => {
+            assert!(failures.iter().all(|failure| !failure.reason.is_empty()) && !failures.is_empty())
+        }
     }
 }

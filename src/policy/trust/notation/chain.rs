@@ -133,3 +133,33 @@ fn check_timestamping(leaf: &Certificate) -> Result<(), String> {
         _ => Err(format!("the {leaf} of the timestamp is not (critical) for timeStamping alone")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn chain(name: &str) -> Vec<Certificate> {
+        let path = format!("{}/tests/fixtures/notation/chains.json", env!("CARGO_MANIFEST_DIR"));
+        let read: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let der = |at: &Value| {
+            let text = &read["certificates"][usize::try_from(at.as_u64().unwrap()).unwrap()];
+            Certificate::from_der(&STANDARD.decode(text.as_str().unwrap()).unwrap()).unwrap()
+        };
+        read["chains"][name].as_array().unwrap().iter().map(der).collect()
+    }
+
+    /// The rest of the rules has its rows in `tests/trust_notation`.
+    #[test]
+    fn the_leaf_is_for_one_purpose() {
+        assert!(check(&chain("good"), Purpose::CodeSigning).is_ok());
+        for name in ["good", "for nothing said", "for anything"] {
+            let reason = check(&chain(name), Purpose::Timestamping).unwrap_err();
+            assert!(reason.contains("for timeStamping alone"), "{name}: {reason}");
+        }
+        assert!(check(&[], Purpose::CodeSigning).is_err());
+    }
+}

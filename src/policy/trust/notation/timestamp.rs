@@ -77,9 +77,13 @@ impl<'a> Token<'a> {
         let [kind, content] = outer.as_slice() else { return Err("it is no ContentInfo".to_owned()) };
         expect(kind, SIGNED_DATA)?;
         let parts = explicit(content, 0)?.sequence()?;
-        let [_version, _digests, encapsulated, rest @ ..] = parts.as_slice() else {
+        let [version, _digests, encapsulated, rest @ ..] = parts.as_slice() else {
             return Err("it is no SignedData".to_owned());
         };
+        // What version says in CMS follows from what is in it (RFC 5652, sections 5.1 and 5.3).
+        if version.content() != [3] {
+            return Err("its SignedData is not of version 3".to_owned());
+        }
         let (certificates, rest) = match rest {
             [certificates, rest @ ..] if certificates.is_context(0) => {
                 (elements(certificates.content())?, rest)
@@ -97,9 +101,12 @@ impl<'a> Token<'a> {
         let [kind, content] = encapsulated.as_slice() else { return Err("it has no content".to_owned()) };
         expect(kind, TST_INFO)?;
         let fields = signer.sequence()?;
-        let [_version, identifier, hash, attributes, algorithm, signature, ..] = fields.as_slice() else {
+        let [version, identifier, hash, attributes, algorithm, signature, ..] = fields.as_slice() else {
             return Err("its signer has not all its parts".to_owned());
         };
+        if version.content() != [1] {
+            return Err("its signer is not of version 1".to_owned());
+        }
         if !attributes.is_context(0) {
             return Err("it has no signed attributes".to_owned());
         }
