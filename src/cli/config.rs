@@ -520,6 +520,10 @@ mod tests {
         notation_files(dir.path());
         let config = parse(dir.path(), text).unwrap();
         assert!(config.policy.trust.notation.is_some());
+        let own = text.strip_prefix("policy: {").and_then(|text| text.strip_suffix('}')).unwrap();
+        let source = format!("sources: [{{type: oci, image: 'a.b/c@sha256:{}', {own}}}]", "0".repeat(64));
+        let spec = parse(dir.path(), &source).unwrap().sources.remove(0).to_yaml();
+        assert!(spec.contains("notation:") && spec.contains("/truststore"), "{spec}");
         let refused = |text: &str, words: &str| {
             let error = parse(dir.path(), text).unwrap_err().to_string();
             assert!(error.contains("E_CONFIG") && error.contains(words), "{text}: {error}");

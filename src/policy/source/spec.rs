@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::policy::code::{Code, Denied};
 use crate::policy::reference::PinnedRef;
 use crate::policy::rules::Profile;
+use crate::policy::trust::notation::load::NotationPaths;
 use crate::policy::trust::{Trust, TrustedKey};
 
 /// When the layers of a source are fetched (requirements: case-insensitive, aliases accepted when parsed).
@@ -131,6 +132,8 @@ struct ShownTrust<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     index_keys: Vec<&'a str>,
     require_log: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notation: Option<&'a NotationPaths>,
 }
 
 fn key_names(keys: &[TrustedKey]) -> Vec<&str> {
@@ -144,6 +147,7 @@ impl SourceSpec {
             keys: key_names(&trust.keys),
             index_keys: key_names(&trust.index_keys),
             require_log: trust.require_log,
+            notation: trust.notation.as_ref().and_then(|notation| notation.paths()),
         });
         let shown = Shown {
             name: &self.name,

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::policy::TrustPolicy;
 use super::{CrlFile, NotationTrust, StoreFile, StoreKind};
 use crate::policy::source::parse::ReadFile;
@@ -10,13 +12,15 @@ use crate::policy::source::parse::ReadFile;
 const MAX_FILES: usize = 1000;
 
 /// Where the files are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct NotationPaths {
     /// The trust policy document.
     pub trust_policy: PathBuf,
     /// The folder that holds `x509/{ca,signingAuthority,tsa}/NAME/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub trust_store: Option<PathBuf>,
     /// The folder with revocation lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub crls: Option<PathBuf>,
 }
 
@@ -47,7 +51,7 @@ pub fn load(paths: &NotationPaths, read: ReadFile<'_>) -> Result<NotationTrust, 
             }
         }
     }
-    Ok(NotationTrust::new(policy, files, lists))
+    Ok(NotationTrust { paths: Some(paths.clone()), ..NotationTrust::new(policy, files, lists) })
 }
 
 /// The certificates of one store. Symbolic links are refused ("Trust Store" in `trust-store-trust-policy.md`).

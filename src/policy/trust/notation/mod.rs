@@ -40,6 +40,7 @@ use crate::policy::digest::Digest;
 use crate::policy::reference::Location;
 use certificate::{Certificate, shown};
 use envelope::Envelope;
+use load::NotationPaths;
 use policy::{Action, Identities, Statement, TrustPolicy, VerifyTimestamp};
 use revocation::RevocationLists;
 use store::TrustStore;
@@ -73,6 +74,7 @@ pub struct NotationTrust {
     policy: TrustPolicy,
     store: TrustStore,
     lists: RevocationLists,
+    paths: Option<NotationPaths>,
 }
 
 /// The manifest that a signature must be over.
@@ -262,7 +264,12 @@ fn moment_if<S: Serializer>(moment: &Option<OffsetDateTime>, serializer: S) -> R
 impl NotationTrust {
     /// Trust by a policy, with the files of the stores that it names and all revocation lists.
     pub fn new(policy: TrustPolicy, store: Vec<StoreFile>, lists: Vec<CrlFile>) -> Self {
-        Self { policy, store: TrustStore::new(store), lists: RevocationLists::new(lists) }
+        Self { policy, store: TrustStore::new(store), lists: RevocationLists::new(lists), paths: None }
+    }
+
+    /// The files that it was read from.
+    pub fn paths(&self) -> Option<&NotationPaths> {
+        self.paths.as_ref()
     }
 
     /// The statement for a repository. Where its level skips, no signature need be fetched, and none can vouch.
