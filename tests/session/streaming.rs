@@ -274,8 +274,9 @@ fn a_daemons_death_ends_what_arrives() {
     crate::crash::next_daemon(&s);
     let broken = waiting.finish();
     assert!(broken.err.contains("Stale file handle"), "{broken:?}");
+    s.write("revoked", "");
     s.write("go", "");
-    assert_eq!(holder.finish().ok(), "Stale file handle\nStale file handle\nmapped\n");
+    assert_eq!(holder.finish().ok(), "Stale file handle\nStale file handle\nBus error\n");
     arrives(&s, "early/large.bin");
     assert_eq!(rootfs(&s), streaming);
     assert_eq!(s.cat("tools/rootfs/early/small.txt"), "a small file\n");

@@ -259,9 +259,10 @@ impl Opened {
         };
         let device = device.try_clone()?;
         let journal = wiring::backing_journal(&self.facts.options, side);
-        let backings = match saved(memory)? {
-            Some(_) => Backings::resume(&journal),
-            None => Backings::create(&journal),
+        let resumed = saved(memory)?.is_some();
+        let backings = match resumed {
+            true => Backings::resume(&journal),
+            false => Backings::create(&journal),
         }
         .with_context(|| format!("cannot open {}", journal.display()))?;
         let (images, board) = (Arc::clone(&self.images), Arc::clone(&self.facts.board));
@@ -286,7 +287,8 @@ impl Opened {
         })));
         upkeep::close_idle_backings(backings.clone(), serving.device().try_clone_to_owned()?);
         if side == Side::Plain {
-            self.images.streams().on_revoked(forget_content(serving.notifier(), Handle::current()));
+            let forget = forget_content(serving.notifier(), Handle::current());
+            self.images.streams().connect(forget, &journal.with_extension("streams"), resumed)?;
             let _ = self.facts.reading.set(backings);
         }
         Ok(serving)

@@ -20,23 +20,27 @@
 //! numbered from the time since boot, in sixteenths of a second, so that a successor of a daemon has other numbers: what
 //! the kernel remembers of an earlier stream answers ESTALE.
 
+mod journal;
 mod own;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
+use self::journal::Journal;
 use self::own::Own;
-use self::tree::{Body, Item, Node, Tree};
+use self::tree::{Body, Item, MAX_NODES, Node, Tree};
 use super::images::{Attr, DIR_SIZE, Dirent, Found, Lasting, TOP};
 use crate::fetch::error::{FetchError, Side};
 use crate::fetch::layer::Arriving;
@@ -85,6 +89,8 @@ pub struct Streams {
     next: AtomicU32,
     owner: Option<(u32, u32)>,
     forget: OnceLock<Forget>,
+    /// Taken before `shown`.
+    journal: Mutex<Journal>,
 }
 
 impl std::fmt::Debug for Streams {
@@ -169,7 +175,7 @@ impl Stream {
     }
 
     fn ino(&self, index: u32) -> u64 {
-        u64::from(self.number) << 32 | u64::from(index | STREAM)
+        ino(self.number, index)
     }
 
     fn node_ino(&self, node: u32) -> u64 {
@@ -192,12 +198,22 @@ impl Streams {
             sixteenths as u32
         });
         let next = AtomicU32::new(uptime.max(1));
-        Self { shown: RwLock::default(), next, owner, forget: OnceLock::new() }
+        Self { shown: RwLock::default(), next, owner, forget: OnceLock::new(), journal: Mutex::default() }
     }
 
-    /// What to call when a tree is revoked. The first call counts.
-    pub fn on_revoked(&self, forget: Forget) {
+    /// Connects the trees with the kernel's caches, once. With `resumed` an earlier daemon served the connection, and
+    /// what is left of its trees is forgotten; `journal` is the connection's own.
+    pub fn connect(&self, forget: Forget, journal: &Path, resumed: bool) -> io::Result<()> {
+        let mut begun = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown: Vec<u32> = self.all().keys().copied().collect();
+        let (journal, earlier) = Journal::begin(journal, resumed, &shown)?;
+        *begun = journal;
+        // how large they were is not known
+        earlier
+            .iter()
+            .for_each(|number| forget(ino(*number, DIGEST_DIR)..ino(*number, MAX_NODES as u32 + NODES_FROM)));
         let _ = self.forget.set(forget);
+        Ok(())
     }
 
     /// A tree for the image `digest` of these layers, lowest first; nobody sees it before [`Streams::show`]. `created` as
@@ -216,6 +232,10 @@ impl Streams {
 
     /// Shows a tree from now on.
     pub fn show(&self, stream: &Arc<Stream>) {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = journal.add(stream.number) {
+            tracing::warn!(%error, "a streaming tree is not written down: its mapped pages would outlive this daemon");
+        }
         self.all_mut().insert(stream.number, Arc::clone(stream));
     }
 
@@ -443,6 +463,10 @@ impl Streams {
             rdev,
         })
     }
+}
+
+fn ino(stream: u32, index: u32) -> u64 {
+    u64::from(stream) << 32 | u64::from(index | STREAM)
 }
 
 /// A stream's number.

@@ -243,7 +243,16 @@ async fn a_revoked_tree_says_why() {
     let (stream, arriving, file) = shown(&streams);
     let forgotten = Arc::new(Mutex::new(0..0));
     let told = Arc::clone(&forgotten);
-    streams.on_revoked(Box::new(move |inodes| *told.lock().unwrap() = inodes));
+    let (dir, forget) =
+        (tempfile::tempdir().unwrap(), Box::new(move |inodes| *told.lock().unwrap() = inodes));
+    let journal = dir.path().join("streams");
+    streams.connect(forget.clone(), &journal, false).unwrap();
+    assert!(forgotten.lock().unwrap().is_empty());
+    Streams::new(None).connect(forget, &journal, true).unwrap();
+    assert!(
+        std::mem::take(&mut *forgotten.lock().unwrap()).contains(&file),
+        "a successor forgets what it was told of"
+    );
     streams.open(file).unwrap();
     let waiting = streams.read(file, 0, 0).unwrap();
     streams.revoke(&stream, "it was a lie");
