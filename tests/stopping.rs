@@ -88,7 +88,7 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
 /// The moment after mount(2) the daemon is not there yet: nobody may answer the signal by starting one.
 #[test]
 fn a_stop_during_the_start_takes_the_mount_down() {
-    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let dir = tempfile::tempdir().unwrap();
         let mut daemon = Foreground::start(dir.path());
         until("no mount appeared", || daemon.is_mounted());
@@ -96,6 +96,26 @@ fn a_stop_during_the_start_takes_the_mount_down() {
         until(&format!("{signal} did not end it"), || daemon.holder.try_wait().unwrap().is_some());
         assert!(!daemon.is_mounted(), "{signal}: a mount without a daemon stays behind");
     }
+}
+
+/// A service manager's HUP, with no terminal that could hang up, means the configuration.
+#[test]
+fn a_hangup_without_a_terminal_reads_the_configuration_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Foreground::start(dir.path());
+    let generation = |daemon: &Foreground| -> Option<u64> {
+        let text = std::fs::read(daemon.point.join(".addonfs/status.json")).ok()?;
+        serde_json::from_slice::<serde_json::Value>(&text).ok()?["configuration"]["generation"].as_u64()
+    };
+    // the images are mounted when a read of their folder is answered
+    let images = daemon.point.join(".addonfs/xattr-images");
+    until("no daemon answered", || generation(&daemon) == Some(1) && mount::connection_of(&images).is_some());
+    until("it was not read again", || {
+        kill(daemon.pid(), Signal::SIGHUP).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        generation(&daemon).is_some_and(|now| now > 1)
+    });
+    assert!(daemon.holder.try_wait().unwrap().is_none() && daemon.is_mounted());
 }
 
 /// Somebody is editing the file when the daemon dies: the next one goes on with what the mount was made with.

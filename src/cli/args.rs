@@ -16,6 +16,7 @@ use super::plan::PlanArgs;
 use super::profile::ProfileArgs;
 use super::pull::PullArgs;
 use super::push::PushArgs;
+use super::reload::ReloadArgs;
 use super::run::RunArgs;
 use super::runs::RunsArgs;
 use super::sign::SignArgs;
@@ -41,6 +42,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Mount(MountArgs),
     Umount(UmountArgs),
+    Reload(ReloadArgs),
     Status(StatusArgs),
     Pull(PullArgs),
     Cache(CacheArgs),

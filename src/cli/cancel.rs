@@ -39,7 +39,16 @@ pub(crate) fn run(args: CancelArgs) -> anyhow::Result<ExitCode> {
         (None, true) => "kill\n".to_owned(),
         (None, false) => "cancel\n".to_owned(),
     };
-    let reply = say(&args.mount.tree()?.run(&args.run)?.join("ctl"), &line)?;
+    let tree = args.mount.tree()?;
+    let reply = match tree.run(&args.run) {
+        Ok(run) => say(&run.join("ctl"), &line)?,
+        // Its add-on may not be shown any more: then the daemon still knows it by its id, or as JOB/NAME.
+        Err(unknown) if line == "cancel\n" => {
+            let known = say(&tree.ctl(), &format!("cancel {}\n", args.run));
+            known.map_err(|_| unknown)?
+        }
+        Err(unknown) => return Err(unknown),
+    };
     std::io::stdout().write_all(reply.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -28,7 +28,7 @@ use crate::policy::source::spec::{SourceSpec, check_streams};
 use crate::policy::{duration, quantity, yaml};
 
 /// A configuration, checked.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Config {
     /// Where to mount, if the command line does not say.
     pub mount_point: Option<PathBuf>,
@@ -61,7 +61,7 @@ pub(crate) struct Config {
 }
 
 /// The section `read`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Read {
     /// `deadline`: how long a read waits for the network before it answers ETIMEDOUT.
     pub deadline: Duration,
@@ -77,7 +77,7 @@ impl Default for Read {
 }
 
 /// The section `cache`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Cache {
     /// `quota`: how much content is kept.
     pub quota: Share,
@@ -120,7 +120,7 @@ impl Cache {
 }
 
 /// The section `prefetch`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Prefetch {
     /// `fill`: what nobody asked for is fetched, too, while nobody waits for anything.
     pub fill: bool,
@@ -138,7 +138,7 @@ impl Default for Prefetch {
 }
 
 /// The section `jobs`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Jobs {
     /// `runtime`: a program to be tried before those found by themselves.
     pub runtime: Option<PathBuf>,
@@ -180,6 +180,21 @@ impl Config {
         files.read(path).with_context(|| {
             format!("cannot read the configuration {} (name one with --config)", path.display())
         })
+    }
+
+    /// The sections in which `other` differs and that only a new mount can apply.
+    pub(crate) fn differs_beyond(&self, other: &Self) -> Vec<&'static str> {
+        let differences = [
+            ("mount_point", self.mount_point != other.mount_point),
+            ("state_dir", self.state_dir != other.state_dir),
+            ("cache_dir", self.cache_dir != other.cache_dir),
+            ("group", self.group != other.group),
+            ("read", self.read != other.read),
+            ("cache", self.cache != other.cache),
+            ("prefetch", self.prefetch != other.prefetch),
+            ("jobs", self.jobs != other.jobs),
+        ];
+        differences.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
 
     /// The section `registries` alone, for commands that reach registries without a daemon; the other sections are

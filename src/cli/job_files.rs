@@ -146,6 +146,11 @@ impl Tree {
         Ok(runs)
     }
 
+    /// The daemon's `ctl`.
+    pub(crate) fn ctl(&self) -> PathBuf {
+        self.room("ctl")
+    }
+
     fn room(&self, name: &str) -> PathBuf {
         self.0.join(".addonfs").join(name)
     }

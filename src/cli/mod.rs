@@ -32,6 +32,7 @@ mod progress;
 mod pull;
 mod push;
 mod registry_access;
+mod reload;
 mod run;
 mod runs;
 mod sign;
@@ -62,6 +63,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(args),
+        Command::Reload(args) => reload::run(args),
         Command::Status(args) => status::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),

@@ -71,7 +71,7 @@ pub(crate) fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     }
     let ready = start_holder(&options)?;
     wait_ready(ready, &options)?;
-    report(&args, &options.mount_point)
+    settled(&options.mount_point, args.strict, args.output.is_some())
 }
 
 /// Reads the configuration once, so that its errors come before anything is mounted.
@@ -165,8 +165,8 @@ fn readable(pipe: impl AsFd, timeout: Duration) -> anyhow::Result<bool> {
     Ok(nix::poll::poll(&mut fds, nix::poll::PollTimeout::try_from(timeout)?)? > 0)
 }
 
-/// Waits until every source is settled, then says which were refused.
-fn report(args: &MountArgs, mount: &Path) -> anyhow::Result<ExitCode> {
+/// Waits until every source is settled, then says which were refused; prints the status if it is wanted.
+pub(super) fn settled(mount: &Path, strict: bool, print: bool) -> anyhow::Result<ExitCode> {
     let deadline = Instant::now() + SETTLE;
     let (mut bars, mut pause) = (Bars::new(), *LOOK.start());
     let (status, raw) = loop {
@@ -192,8 +192,8 @@ fn report(args: &MountArgs, mount: &Path) -> anyhow::Result<ExitCode> {
             complete = false;
         }
     }
-    if args.output.is_some() {
+    if print {
         println!("{}", serde_json::to_string(&raw)?);
     }
-    Ok(if args.strict && !complete { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS })
+    Ok(if strict && !complete { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS })
 }

@@ -24,6 +24,7 @@ mod args;
 mod commands;
 pub mod control;
 mod descriptor;
+mod distrust;
 pub mod error;
 pub mod executor;
 mod handle;

@@ -50,7 +50,7 @@ impl std::fmt::Debug for ImageWanted {
 pub type EnsureImage = Arc<dyn Fn(ImageWanted) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Limits that no manifest speaks of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunLimits {
     /// Processes and threads of one run.
     pub pids: u64,
@@ -79,7 +79,7 @@ impl Default for RunLimits {
 }
 
 /// Which runs are kept. Live runs always are.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// A finished run older than this is removed.
     pub max_age: Duration,

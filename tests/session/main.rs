@@ -13,6 +13,7 @@ mod jobs;
 mod network;
 mod policy;
 mod refusals;
+mod reload;
 mod rootless;
 mod streaming;
 mod umount;

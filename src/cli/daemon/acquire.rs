@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{OnceCell, watch};
 
-use super::board::Board;
+use super::board::{Board, Seat};
 use super::candidate::Candidate;
 use super::clock;
 use super::starts::Starts;
@@ -43,7 +43,7 @@ const MAX_ADDON_MANIFEST: u64 = 1 << 20;
 const PARALLEL_LAYERS: usize = 2;
 
 /// What a driver needs of the other rooms; the same for all sources.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Rooms {
     /// The rules.
     pub policy: Policy,
@@ -122,7 +122,7 @@ pub(crate) struct Acquisition<'a> {
     /// Where progress is written down.
     pub board: &'a Board,
     /// Which source.
-    pub at: usize,
+    pub seat: Seat,
     /// What it asks for.
     pub spec: &'a SourceSpec,
     /// Above zero once somebody wants the layers.
@@ -134,12 +134,12 @@ impl Acquisition<'_> {
     pub(crate) async fn run(mut self) -> Result<Vec<Layer>, Trouble> {
         admit::source(&self.rooms.policy, self.spec)
             .inspect_err(|denied| self.board.decided(admit::decision(self.spec, Err(denied))))?;
-        self.board.apply(self.at, Transition::Resolve);
+        self.board.apply(self.seat, Transition::Resolve);
         let options = RegistryOptions { insecure: self.spec.insecure, ..self.rooms.registry.clone() };
         let source = source::open(&self.spec.image.location, &options)?;
 
         let (admitted, documents) = self.admitted(source.as_ref()).await?;
-        self.board.apply(self.at, Transition::Admitted(admitted.verification().clone()));
+        self.board.apply(self.seat, Transition::Admitted(admitted.verification().clone()));
 
         let layers: Vec<Option<Layer>> = documents
             .manifest
@@ -160,7 +160,7 @@ impl Acquisition<'_> {
         };
         let (rooms, spec) = (self.rooms, self.spec);
         let streaming = Streaming::new(
-            (self.board, self.at),
+            (self.board, self.seat),
             &rooms.images,
             (spec, rooms.policy.profile),
             &documents,
@@ -190,7 +190,7 @@ impl Acquisition<'_> {
         self.show(admitted, way, &mut layers).await?;
         self.wait_for_demand(&layers).await?;
         self.fetch_missing(way, &mut layers).await?;
-        self.board.apply(self.at, Transition::Index);
+        self.board.apply(self.seat, Transition::Index);
         let layers: Vec<Layer> = layers.into_iter().flatten().collect();
         self.publish(way.documents, layers.clone()).await?;
         Ok(layers)
@@ -215,7 +215,7 @@ impl Acquisition<'_> {
         }?;
         admit::manifest(self.spec, &admitted, &documents.pinned_media_type, documents.pinned_size)
             .inspect_err(|denied| self.board.decided(admit::decision(self.spec, Err(denied))))?;
-        self.board.apply(self.at, Transition::Resolved { manifest: documents.digest });
+        self.board.apply(self.seat, Transition::Resolved { manifest: documents.digest });
         Ok((admitted, documents))
     }
 
@@ -230,7 +230,7 @@ impl Acquisition<'_> {
             match (kept.is_empty(), admit::image(policy, self.spec, &kept, now)) {
                 (false, Ok(admitted)) => Ok(admitted),
                 _ => {
-                    self.board.local_done(self.at);
+                    self.board.local_done(self.seat);
                     let holds = |found: &[Evidence]| {
                         admit::image(policy, self.spec, found, now).is_ok_and(|image| image.is_signed())
                     };
@@ -244,14 +244,14 @@ impl Acquisition<'_> {
         };
         self.board.decided(admit::decision(self.spec, outcome.as_ref().map_err(|refused| &refused.denied)));
         outcome.map_err(|refused| {
-            self.board.apply(self.at, Transition::Unverified(refused.refusals));
+            self.board.apply(self.seat, Transition::Unverified(refused.refusals));
             Trouble::Refused(refused.denied)
         })
     }
 
     async fn documents(&self, source: &dyn BlobSource) -> Result<ImageDocuments, Trouble> {
         if self.rooms.documents.get(&self.spec.image.digest).is_none() {
-            self.board.local_done(self.at);
+            self.board.local_done(self.seat);
         }
         let rooms = self.rooms;
         Ok(image::documents(&rooms.documents, source, &self.spec.image.digest, &rooms.platform).await?)
@@ -286,7 +286,7 @@ impl Acquisition<'_> {
                     annotations,
                     refused_under,
                 );
-                self.board.propose(self.at, candidate)?;
+                self.board.propose(self.seat, candidate)?;
                 return Ok(());
             }
             if !search.may_go_on() {
@@ -299,9 +299,9 @@ impl Acquisition<'_> {
     async fn fetch_one(&self, way: &Way<'_>, index: usize) -> Result<Layer, Trouble> {
         let descriptor = &way.documents.manifest.layers[index];
         self.forbid_if_never(descriptor)?;
-        self.board.local_done(self.at);
+        self.board.local_done(self.seat);
         let progress = Arc::new(Progress::new(descriptor.size));
-        self.board.fetching(self.at, &progress);
+        self.board.fetching(self.seat, &progress);
         Ok(self.open(way, index, &progress).await?)
     }
 
@@ -337,8 +337,9 @@ impl Acquisition<'_> {
         if !self.waits_for_demand() || layers.iter().all(Option::is_some) || *self.demand.borrow() > 0 {
             return Ok(());
         }
-        self.board.apply(self.at, Transition::Wait);
-        self.board.local_done(self.at);
+        self.board.show_without_rootfs(self.seat);
+        self.board.apply(self.seat, Transition::Wait);
+        self.board.local_done(self.seat);
         // The sender lives as long as the daemon: an error means that it stops.
         let _ = self.demand.wait_for(|count| *count > 0).await;
         Ok(())
@@ -353,9 +354,9 @@ impl Acquisition<'_> {
         for index in &missing {
             self.forbid_if_never(&descriptors[*index])?;
         }
-        self.board.local_done(self.at);
+        self.board.local_done(self.seat);
         let progress = Arc::new(Progress::new(missing.iter().map(|index| descriptors[*index].size).sum()));
-        self.board.fetching(self.at, &progress);
+        self.board.fetching(self.seat, &progress);
         let fetched: Vec<(usize, Layer)> = stream::iter(missing)
             .map(|index| {
                 let progress = Arc::clone(&progress);
@@ -398,9 +399,9 @@ impl Acquisition<'_> {
             .images
             .insert(digest, Arc::new(image))
             .map_err(|error| Denied::new(Code::Oci, error.to_string()))?;
-        self.board.set_rootfs(self.at, digest);
-        self.board.apply(self.at, Transition::Ready);
-        self.board.local_done(self.at);
+        self.board.set_rootfs(self.seat, digest);
+        self.board.apply(self.seat, Transition::Ready);
+        self.board.local_done(self.seat);
         Ok(())
     }
 }

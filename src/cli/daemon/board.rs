@@ -3,6 +3,13 @@
 //! Invariant: `shown` holds no two sources whose mount paths collide; whoever comes later in the configuration and
 //! collides is refused, also when the earlier one's jobs become known only afterwards. Jobs are installed exactly
 //! for the sources that are shown.
+//!
+//! A reload gives a source that has to be acquired anew another [`Seat`]: words of the driver that had the old one are
+//! heard no more. What it showed stays (`outdated`) until its successor is complete (`next`), and gives way to
+//! everybody else who wants its place.
+
+mod rearrange;
+mod show;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,26 +17,39 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::candidate::{Candidate, forerunner, json_file, spec_yaml};
+use super::candidate::{Candidate, json_file, spec_yaml};
 use super::clock;
+pub(crate) use rearrange::{Lost, Verdict};
+
 use crate::fetch::layer::Progress;
 use crate::fs::facts::{Rootfs, ShownSource, SourceFiles};
 use crate::jobs::Jobs;
-use crate::policy::code::Denied;
 use crate::policy::digest::Digest;
 use crate::policy::event::{Event, EventSink};
-use crate::policy::mount_path::{self, Claim, Holds};
 use crate::policy::source::spec::SourceSpec;
 use crate::policy::source::status::{Phase, SourceStatus, Transition};
 
+/// A source's place on the board, for one driver. Never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Seat(u64);
+
 struct Entry {
+    seat: Seat,
     spec: SourceSpec,
     status: SourceStatus,
+    /// What is shown.
     candidate: Option<Candidate>,
     /// What is shown before there is a candidate, where that is in nobody's way.
     forerunner: Option<Arc<ShownSource>>,
     leads: bool,
+    /// The candidate is of an earlier seat.
+    outdated: bool,
+    /// What takes the candidate's place when its tree is there, and how the status tells of it.
+    next: Option<(Candidate, Transition)>,
+    /// Jobs of the candidate are installed.
     visible: bool,
+    /// They are to be installed again.
+    changed: bool,
     /// The fetch under way.
     fetching: Option<Arc<Progress>>,
     last_error: Arc<[u8]>,
@@ -49,6 +69,7 @@ pub(crate) struct Board {
     events: EventSink,
     jobs: OnceLock<Jobs>,
     on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    seats: AtomicU64,
 }
 
 impl std::fmt::Debug for Board {
@@ -60,20 +81,11 @@ impl std::fmt::Debug for Board {
 impl Board {
     /// A board on which nothing has happened yet.
     pub(crate) fn new(specs: &[SourceSpec], events: EventSink) -> Self {
-        let now = clock::now_ms();
-        let entry = |spec: &SourceSpec| Entry {
-            spec: spec.clone(),
-            status: SourceStatus::new(spec, 1, now),
-            candidate: None,
-            forerunner: None,
-            leads: false,
-            visible: false,
-            fetching: None,
-            last_error: Arc::from([]),
-            local_done: false,
-        };
+        let seats = AtomicU64::new(0);
+        let entries = specs.iter().map(|spec| Entry::new(spec, new_seat(&seats))).collect();
         Self {
-            entries: Mutex::new(specs.iter().map(entry).collect()),
+            entries: Mutex::new(entries),
+            seats,
             settling: Mutex::default(),
             generation: watch::Sender::new(1),
             arrived: AtomicU64::new(0),
@@ -121,15 +133,25 @@ impl Board {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is shown of the daemon changed.
+    pub(crate) fn touched(&self) {
+        self.changed();
+    }
+
     fn changed(&self) {
         self.generation.send_modify(|g| *g += 1);
     }
 
-    /// Writes down what happened to the source `at`.
-    pub(crate) fn apply(&self, at: usize, transition: Transition) {
+    /// The sources and their seats, in the order of the configuration.
+    pub(crate) fn seats(&self) -> Vec<(Seat, SourceSpec)> {
+        self.lock().iter().map(|entry| (entry.seat, entry.spec.clone())).collect()
+    }
+
+    /// Writes down what happened to the source at `seat`.
+    pub(crate) fn apply(&self, seat: Seat, transition: Transition) {
         let event = {
             let mut entries = self.lock();
-            let Some(entry) = entries.get_mut(at) else { return };
+            let Some(entry) = at(&mut entries, seat) else { return };
             if !entry.status.apply(transition, clock::now_ms()) {
                 return;
             }
@@ -155,18 +177,18 @@ impl Board {
     }
 
     /// The time of the next try after a failure, from the source's history.
-    pub(crate) fn backoff_ms(&self, at: usize, retry_after_ms: Option<u64>) -> u64 {
+    pub(crate) fn backoff_ms(&self, seat: Seat, retry_after_ms: Option<u64>) -> u64 {
         let jitter = rand::random::<f64>();
-        self.lock().get(at).map_or(0, |entry| entry.status.backoff_ms(jitter, retry_after_ms))
+        at(&mut self.lock(), seat).map_or(0, |entry| entry.status.backoff_ms(jitter, retry_after_ms))
     }
 
     /// A fetch of layers starts: `status.json` shows its progress.
-    pub(crate) fn fetching(&self, at: usize, progress: &Arc<Progress>) {
+    pub(crate) fn fetching(&self, seat: Seat, progress: &Arc<Progress>) {
         let total = progress.total.load(Ordering::Relaxed);
-        if let Some(entry) = self.lock().get_mut(at) {
+        if let Some(entry) = at(&mut self.lock(), seat) {
             entry.fetching = Some(Arc::clone(progress));
         }
-        self.apply(at, Transition::Fetch { done: 0, total });
+        self.apply(seat, Transition::Fetch { done: 0, total });
     }
 
     /// Tells of a decision of policy.
@@ -185,8 +207,8 @@ impl Board {
     }
 
     /// What is known of the source without the network is done (see `serve`).
-    pub(crate) fn local_done(&self, at: usize) {
-        if let Some(entry) = self.lock().get_mut(at) {
+    pub(crate) fn local_done(&self, seat: Seat) {
+        if let Some(entry) = at(&mut self.lock(), seat) {
             entry.local_done = true;
         }
         self.changed();
@@ -197,171 +219,27 @@ impl Board {
         self.lock().iter().all(|entry| entry.local_done)
     }
 
-    /// An add-on wants to be shown. The answer is why it must not.
-    pub(crate) fn propose(&self, at: usize, mut candidate: Candidate) -> Result<(), Denied> {
-        let (addon, version) = (&candidate.jobs.manifest.name, &candidate.jobs.manifest.version);
-        let prefix = match candidate.shown.mount_path.as_str() {
-            "" => String::new(),
-            path => format!("{path}/"),
-        };
-        let transition = Transition::Shown {
-            addon: addon.clone(),
-            version: version.clone(),
-            jobs: candidate.job_names.iter().map(|name| format!("{prefix}{name}")).collect(),
-        };
-        if let Some(entry) = self.lock().get_mut(at) {
-            let before = entry.candidate.as_ref().map(|candidate| &candidate.shown);
-            let streaming = before.or(entry.forerunner.as_ref()).and_then(|shown| shown.rootfs);
-            if let Some(Rootfs::Streaming(_)) = streaming {
-                candidate.set_rootfs(streaming);
-            }
-            entry.forerunner = None;
-            entry.candidate = Some(candidate);
-        }
-        let refused = self.settle();
-        if let Some((_, denied)) = refused.into_iter().find(|(index, _)| *index == at) {
-            return Err(denied);
-        }
-        self.apply(at, transition);
-        Ok(())
-    }
-
-    /// The image tree of the source is there: `rootfs` appears, or leads there from now on.
-    pub(crate) fn set_rootfs(&self, at: usize, tree: Digest) {
-        if let Some(entry) = self.lock().get_mut(at)
-            && let Some(candidate) = &mut entry.candidate
-        {
-            candidate.set_rootfs(Some(Rootfs::Complete(tree)));
-        }
-        self.changed();
-        self.tell_tree();
-    }
-
-    /// The image tree of the source, once it is there.
-    pub(crate) fn rootfs(&self, at: usize) -> Option<Digest> {
-        match self.lock().get(at)?.candidate.as_ref()?.shown.rootfs {
-            Some(Rootfs::Complete(tree)) => Some(tree),
-            _ => None,
-        }
-    }
-
-    /// Something of the source's image arrives: `rootfs` leads to what has, unless all of it is there.
-    pub(crate) fn stream(&self, at: usize, tree: Digest) {
-        if let Some(entry) = self.lock().get_mut(at) {
-            match &mut entry.candidate {
-                Some(candidate) if candidate.shown.rootfs.is_none() => {
-                    candidate.set_rootfs(Some(Rootfs::Streaming(tree)));
-                }
-                Some(_) => {}
-                None => entry.forerunner = Some(Arc::new(forerunner(&entry.spec, tree))),
-            }
-        }
-        self.settle();
-    }
-
-    /// What has arrived counts for nothing.
-    pub(crate) fn revoke_stream(&self, at: usize, reason: &str) {
-        let event = {
-            let mut entries = self.lock();
-            let Some(entry) = entries.get_mut(at) else { return };
-            entry.forerunner = None;
-            if let Some(candidate) = &mut entry.candidate
-                && let Some(Rootfs::Streaming(_)) = candidate.shown.rootfs
-            {
-                candidate.set_rootfs(None);
-            }
-            let event = Event::of_source("stream.revoked", &entry.spec.name);
-            event.with("digest", entry.spec.image.digest.to_string()).with("message", reason)
-        };
-        tracing::warn!(
-            source = event.source,
-            reason,
-            "what was shown of an image while it arrived is taken back"
-        );
-        self.events.tell(event);
-        self.settle();
-    }
-
-    /// Takes the source out of the tree.
-    pub(crate) fn withdraw(&self, at: usize) {
-        if let Some(entry) = self.lock().get_mut(at) {
-            entry.candidate = None;
-        }
-        self.settle();
-        self.apply(at, Transition::Hidden);
-    }
-
-    /// Decides anew who is shown; installs and removes jobs accordingly. Returns who lost and why.
-    fn settle(&self) -> Vec<(usize, Denied)> {
-        let settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut install = Vec::new();
-        let mut uninstall = Vec::new();
-        let mut lost = Vec::new();
-        {
-            let mut entries = self.lock();
-            let wanting: Vec<usize> =
-                (0..entries.len()).filter(|i| entries[*i].candidate.is_some()).collect();
-            let verdicts = {
-                let claims: Vec<Claim<'_>> = wanting
-                    .iter()
-                    .filter_map(|i| {
-                        let candidate = entries[*i].candidate.as_ref()?;
-                        Some(claim(&candidate.shown, &candidate.job_names))
-                    })
-                    .collect();
-                mount_path::settle(&claims)
-            };
-            for (index, verdict) in wanting.iter().zip(verdicts) {
-                if let Some(denied) = verdict {
-                    entries[*index].candidate = None;
-                    lost.push((*index, denied));
-                }
-            }
-            let leading = leading(&entries);
-            for (index, entry) in entries.iter_mut().enumerate() {
-                entry.leads = leading.contains(&index);
-                match (&entry.candidate, entry.visible) {
-                    (Some(candidate), false) => install.push(candidate.jobs.clone()),
-                    (None, true) => uninstall.push(entry.spec.name.clone()),
-                    _ => {}
-                }
-                entry.visible = entry.candidate.is_some();
-            }
-        }
-        if let Some(jobs) = self.jobs.get() {
-            uninstall.iter().for_each(|source| jobs.uninstall(source));
-            install.into_iter().for_each(|addon| jobs.install(addon));
-        }
-        drop(settling);
-        for (index, denied) in &lost {
-            self.apply(*index, Transition::Refuse(denied.clone()));
-        }
-        self.changed();
-        self.tell_tree();
-        lost
-    }
-
     fn tell_tree(&self) {
         if let Some(on_change) = self.on_change.get() {
             on_change();
         }
     }
 
-    /// Where the source `at` is.
-    pub(crate) fn phase(&self, at: usize) -> Phase {
-        self.lock().get(at).map_or(Phase::Pending, |entry| entry.status.phase().clone())
+    /// How far the source at `seat` is.
+    pub(crate) fn phase(&self, seat: Seat) -> Phase {
+        at(&mut self.lock(), seat).map_or(Phase::Pending, |entry| entry.status.phase().clone())
     }
 
     /// Somebody asks for a source that was refused or failed: it counts as pending until its driver took it up.
-    pub(crate) fn ask_again(&self, at: usize) {
-        if matches!(self.phase(at), Phase::Refused(_) | Phase::Failed { .. }) {
-            self.apply(at, Transition::Resolve);
+    pub(crate) fn ask_again(&self, seat: Seat) {
+        if matches!(self.phase(seat), Phase::Refused(_) | Phase::Failed { .. }) {
+            self.apply(seat, Transition::Resolve);
         }
     }
 
-    /// The index of a source by name.
-    pub(crate) fn find(&self, name: &str) -> Option<usize> {
-        self.lock().iter().position(|entry| entry.spec.name == name)
+    /// The seat of a source by name.
+    pub(crate) fn find(&self, name: &str) -> Option<Seat> {
+        self.lock().iter().find(|entry| entry.spec.name == name).map(|entry| entry.seat)
     }
 
     /// Sources shown in the tree.
@@ -419,6 +297,15 @@ impl Board {
     }
 }
 
+fn new_seat(seats: &AtomicU64) -> Seat {
+    Seat(seats.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The entry at a seat; `None` once the seat is given up.
+fn at(entries: &mut [Entry], seat: Seat) -> Option<&mut Entry> {
+    entries.iter_mut().find(|entry| entry.seat == seat)
+}
+
 impl Entry {
     /// The image that is shown of it.
     fn tree(&self) -> Option<Digest> {
@@ -429,6 +316,48 @@ impl Entry {
         }
     }
 
+    fn new(spec: &SourceSpec, seat: Seat) -> Self {
+        Self {
+            seat,
+            spec: spec.clone(),
+            status: SourceStatus::new(spec, 1, clock::now_ms()),
+            candidate: None,
+            forerunner: None,
+            leads: false,
+            outdated: false,
+            next: None,
+            visible: false,
+            changed: false,
+            fetching: None,
+            last_error: Arc::from([]),
+            local_done: false,
+        }
+    }
+
+    /// What it wants to show, by its present seat.
+    fn wanted(&self) -> Option<&Candidate> {
+        let next = self.next.as_ref().map(|(next, _)| next);
+        next.or(self.candidate.as_ref().filter(|_| !self.outdated))
+    }
+
+    /// What arrived is shown no more.
+    fn end_stream(&mut self) {
+        self.forerunner = None;
+        if let Some(candidate) = &mut self.candidate
+            && let Some(Rootfs::Streaming(_)) = candidate.shown.rootfs
+        {
+            candidate.set_rootfs(None);
+        }
+    }
+
+    fn show(&mut self, candidate: Candidate) {
+        (self.candidate, self.outdated, self.changed) = (Some(candidate), false, true);
+    }
+
+    fn hide(&mut self) {
+        (self.candidate, self.next, self.outdated) = (None, None, false);
+    }
+
     fn count_bytes(&mut self) {
         if let Some(progress) = &self.fetching {
             let done = progress.done.load(Ordering::Relaxed);
@@ -436,27 +365,6 @@ impl Entry {
             self.status.apply(Transition::Fetch { done, total }, clock::now_ms());
         }
     }
-}
-
-fn claim<'a>(shown: &'a ShownSource, jobs: &'a [String]) -> Claim<'a> {
-    Claim { source: &shown.name, mount_path: &shown.mount_path, holds: Holds::Jobs(jobs) }
-}
-
-/// The forerunners that are shown: they give way to whatever is an add-on already.
-fn leading(entries: &[Entry]) -> Vec<usize> {
-    let add_ons = entries.iter().filter_map(|entry| entry.candidate.as_ref());
-    let mut claims: Vec<Claim<'_>> = add_ons.map(|it| claim(&it.shown, &it.job_names)).collect();
-    let first = claims.len();
-    let mut leading = Vec::new();
-    for (index, entry) in entries.iter().enumerate() {
-        if let (Some(forerunner), None) = (&entry.forerunner, &entry.candidate) {
-            claims.push(claim(forerunner, &[]));
-            leading.push(index);
-        }
-    }
-    let verdicts = mount_path::settle(&claims);
-    let shown = leading.into_iter().zip(verdicts.into_iter().skip(first));
-    shown.filter(|(_, verdict)| verdict.is_none()).map(|(index, _)| index).collect()
 }
 
 /// The event that a phase is worth, if any.

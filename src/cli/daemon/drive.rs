@@ -1,20 +1,22 @@
 //! The drivers: one task a source, from its spec to `ready`, again after a failure, at once when somebody asks.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::acquire::{Acquisition, Rooms, Trouble};
-use super::board::Board;
+use super::board::{Board, Seat};
 use super::clock;
 use super::starts::Starts;
 use crate::fetch::error::Class;
 use crate::fetch::layer::Layer;
 use crate::fetch::store::{By, Pin};
 use crate::jobs::{EnsureImage, ImageWanted, Progress};
+use crate::policy::digest::Digest;
 use crate::policy::source::spec::SourceSpec;
 use crate::policy::source::status::{Phase, Transition};
 
@@ -27,24 +29,62 @@ const FILL_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Sources {
     board: Arc<Board>,
-    demand: Vec<watch::Sender<u64>>,
+    /// Set once, when there are image trees; another one after each reload.
+    rooms: RwLock<Option<Arc<Rooms>>>,
+    drivers: Mutex<HashMap<Seat, Driver>>,
     /// Set once, when the image trees are there.
     starts: OnceLock<Arc<Starts>>,
 }
 
+/// A source's driver.
+#[derive(Debug)]
+struct Driver {
+    /// Rises when somebody wants the image.
+    demand: watch::Sender<u64>,
+    task: AbortHandle,
+}
+
 impl Sources {
-    /// Drivers for `count` sources, none of them started.
-    pub(crate) fn new(board: Arc<Board>, count: usize) -> Arc<Self> {
-        let demand = (0..count).map(|_| watch::Sender::new(0)).collect();
-        Arc::new(Self { board, demand, starts: OnceLock::new() })
+    /// No driver yet.
+    pub(crate) fn new(board: Arc<Board>) -> Arc<Self> {
+        let (rooms, drivers) = (RwLock::default(), Mutex::default());
+        Arc::new(Self { board, rooms, drivers, starts: OnceLock::new() })
     }
 
-    /// Starts a driver for each source, in the order of the board.
-    pub(crate) fn start(&self, rooms: &Arc<Rooms>, specs: Vec<SourceSpec>) {
-        for (at, (spec, demand)) in specs.into_iter().zip(&self.demand).enumerate() {
-            tokio::spawn(drive(Arc::clone(rooms), Arc::clone(&self.board), at, spec, demand.subscribe()));
-        }
+    /// Starts a driver for each source of the board.
+    pub(crate) fn start(self: &Arc<Self>, rooms: Rooms) {
+        self.refurnish(rooms);
+        self.drive(self.board.seats());
         tokio::spawn(tick(Arc::clone(&self.board)));
+    }
+
+    /// What every try uses from now on.
+    pub(crate) fn refurnish(&self, rooms: Rooms) {
+        *self.rooms.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(rooms));
+    }
+
+    /// What a try uses now; nothing before the start.
+    pub(crate) fn rooms(&self) -> Option<Arc<Rooms>> {
+        self.rooms.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts drivers.
+    pub(crate) fn drive(self: &Arc<Self>, seats: Vec<(Seat, SourceSpec)>) {
+        for (seat, spec) in seats {
+            let demand = watch::Sender::new(0);
+            let task = tokio::spawn(drive(Arc::clone(self), seat, spec, demand.subscribe()));
+            self.drivers().insert(seat, Driver { demand, task: task.abort_handle() });
+        }
+    }
+
+    /// Ends drivers whose seats were given up. What they are doing ends at its next pause, and nobody hears of it.
+    pub(crate) fn end(&self, seats: &[Seat]) {
+        let ended = |seat| self.drivers().remove(seat);
+        seats.iter().filter_map(ended).for_each(|driver| driver.task.abort());
+    }
+
+    fn drivers(&self) -> MutexGuard<'_, HashMap<Seat, Driver>> {
+        self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells `starts` of every run from now on.
@@ -54,9 +94,9 @@ impl Sources {
     }
 
     /// Somebody wants the image of this source now: layers that wait are fetched, a failure is tried again at once.
-    pub(crate) fn want(&self, at: usize) {
-        if let Some(demand) = self.demand.get(at) {
-            demand.send_modify(|count| *count += 1);
+    pub(crate) fn want(&self, seat: Seat) {
+        if let Some(driver) = self.drivers().get(&seat) {
+            driver.demand.send_modify(|count| *count += 1);
         }
     }
 
@@ -66,8 +106,8 @@ impl Sources {
         Arc::new(move |wanted: ImageWanted| -> BoxFuture<'static, Result<(), String>> {
             let sources = Arc::clone(&sources);
             Box::pin(async move {
-                let at = sources.ensure(&wanted.source, &wanted.progress).await?;
-                if let (Some(starts), Some(image)) = (sources.starts.get(), sources.board.rootfs(at)) {
+                let image = sources.ensure(&wanted.source, &wanted.progress).await?;
+                if let Some(starts) = sources.starts.get() {
                     starts.begins(image, wanted);
                 }
                 Ok(())
@@ -75,18 +115,23 @@ impl Sources {
         })
     }
 
-    /// Waits for the image of the source `name`; returns which one that is.
-    async fn ensure(&self, name: &str, progress: &Progress) -> Result<usize, String> {
-        let at = self.board.find(name).ok_or_else(|| format!("there is no source {name:?}"))?;
+    /// Waits until a tree of the source `name` is shown, whatever comes after it; returns which one that is.
+    async fn ensure(&self, name: &str, progress: &Progress) -> Result<Digest, String> {
         let mut changes = self.board.watch();
-        if self.board.phase(at) != Phase::Ready {
-            self.want(at);
-        }
+        let mut wanted = None;
         let mut tried = false;
         loop {
             changes.mark_unchanged();
-            match self.board.phase(at) {
-                Phase::Ready => return Ok(at),
+            if let Some(image) = self.board.rootfs(name) {
+                return Ok(image);
+            }
+            // A reload gives it another seat.
+            let seat = self.board.find(name).ok_or_else(|| format!("there is no source {name:?}"))?;
+            if wanted.replace(seat) != Some(seat) {
+                self.want(seat);
+                tried = false;
+            }
+            match self.board.phase(seat) {
                 Phase::Refused(denied) if tried => return Err(denied.to_string()),
                 Phase::Failed { message, .. } if tried => return Err(message),
                 Phase::Fetching { done, total } => {
@@ -104,19 +149,14 @@ impl Sources {
     }
 }
 
-async fn drive(
-    rooms: Arc<Rooms>,
-    board: Arc<Board>,
-    at: usize,
-    spec: SourceSpec,
-    mut demand: watch::Receiver<u64>,
-) {
+async fn drive(sources: Arc<Sources>, seat: Seat, spec: SourceSpec, mut demand: watch::Receiver<u64>) {
+    let board = &sources.board;
     let mut fills = JoinSet::new();
-    loop {
+    // Before the start there are no seats to drive.
+    while let Some(rooms) = sources.rooms() {
         fills.abort_all();
         demand.mark_unchanged();
-        let acquisition =
-            Acquisition { rooms: &rooms, board: &board, at, spec: &spec, demand: demand.clone() };
+        let acquisition = Acquisition { rooms: &rooms, board, seat, spec: &spec, demand: demand.clone() };
         let retry = match acquisition.run().await {
             Ok(layers) => {
                 pin_if_said(&rooms, &spec, &layers);
@@ -124,25 +164,25 @@ async fn drive(
                 None
             }
             Err(Trouble::Refused(denied)) => {
-                board.withdraw(at);
-                board.apply(at, Transition::Refuse(denied));
+                board.withdraw(seat);
+                board.apply(seat, Transition::Refuse(denied));
                 None
             }
             Err(Trouble::Failed(error)) => {
                 let asked = error.retry_after.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-                let wait = board.backoff_ms(at, asked);
+                let wait = board.backoff_ms(seat, asked);
                 let retry_at_ms = clock::now_ms().saturating_add(wait);
-                board.apply(at, Transition::Fail { message: error.to_string(), retry_at_ms });
+                board.apply(seat, Transition::Fail { message: error.to_string(), retry_at_ms });
                 Some(Duration::from_millis(wait))
             }
         };
-        board.local_done(at);
+        board.local_done(seat);
         let asked = async {
             loop {
                 if demand.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
-                if board.phase(at) != Phase::Ready {
+                if board.phase(seat) != Phase::Ready {
                     return;
                 }
             }

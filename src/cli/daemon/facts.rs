@@ -13,13 +13,14 @@ use super::drive::Sources;
 use super::events::EventLog;
 use super::holder::HoldOptions;
 use super::metrics;
+use super::reload::Reloads;
 use super::shutdown::{Stop, Stops};
 use crate::fetch::documents::Documents;
 use crate::fetch::store::Store;
 use crate::fs::error::FsError;
 use crate::fs::facts::{CtlTarget, Facts, ShownSource, SourceFiles};
 use crate::fs::kernel::backing::Backings;
-use crate::jobs::Jobs;
+use crate::jobs::{Caller, Command, Jobs};
 use crate::policy::event::Event;
 
 /// What the control tree shows of the daemon.
@@ -41,6 +42,8 @@ pub(crate) struct DaemonFacts {
     pub stops: Stops,
     /// The holder's options.
     pub options: HoldOptions,
+    /// Reloads of the configuration.
+    pub reloads: Reloads,
     /// The policy in force, as `status.json` shows it.
     pub policy: Mutex<Value>,
     /// When this daemon started, milliseconds since 1970.
@@ -73,6 +76,7 @@ impl DaemonFacts {
             "config": self.options.config,
             "state_dir": self.options.dirs.state,
             "cache_dir": self.options.dirs.cache,
+            "configuration": self.reloads.to_json(),
             "policy": *self.policy.lock().unwrap_or_else(PoisonError::into_inner),
             "settled": settled,
             "reading": self.reading(),
@@ -127,16 +131,29 @@ impl DaemonFacts {
         }
     }
 
+    /// Another policy is in force.
+    pub(crate) fn set_policy(&self, policy: Value) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
+    /// The words behind something that was refused.
+    pub(crate) fn fail(&self, words: &str) {
+        let words = format!("{words}\n").into_bytes().into();
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = words;
+    }
+
     fn daemon_command(&self, words: &[&str]) -> Result<String, FsError> {
         let stop = match words {
             ["stop"] => Stop::IfIdle,
             ["stop", "cancel"] => Stop::Cancel,
             ["stop", "wait"] => Stop::Wait,
+            ["reload"] => return Ok(format!("reload {}\n", self.reloads.ask())),
+            ["cancel", run] => return self.cancel(run),
             ["cache", words @ ..] => {
                 return cache_ctl::obey(words, &self.store, &self.board, &self.documents);
             }
             _ => {
-                let known = format!("stop, stop cancel, stop wait, {}", cache_ctl::KNOWN);
+                let known = format!("reload, cancel RUN, stop, stop cancel, stop wait, {}", cache_ctl::KNOWN);
                 return Err(FsError::Invalid(unknown(words, &known)));
             }
         };
@@ -158,6 +175,17 @@ impl DaemonFacts {
         }
         self.stops.ask(stop);
         Ok("stopping\n".to_owned())
+    }
+
+    /// Cancels a run by its id or by `JOB/NAME`: a run whose add-on is not shown any more has no files to say it to.
+    fn cancel(&self, run: &str) -> Result<String, FsError> {
+        let named = || {
+            let (job, name) = run.rsplit_once('/')?;
+            self.jobs.run(job.strip_suffix("/runs").unwrap_or(job), name)
+        };
+        let run = self.jobs.run_by_id(run).or_else(named).ok_or(FsError::NotFound)?;
+        let daemon = Caller { uid: nix::unistd::geteuid().as_raw(), gid: 0, pid: std::process::id() };
+        Ok(self.jobs.run_command(&run, Command::Cancel, &daemon)?)
     }
 
     fn source_command(&self, name: &str, words: &[&str]) -> Result<String, FsError> {
@@ -221,8 +249,7 @@ impl Facts for DaemonFacts {
             CtlTarget::Source(name) => self.source_command(name, &words),
         };
         if let Err(error) = &answer {
-            let words = format!("{error}\n").into_bytes().into();
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = words;
+            self.fail(&error.to_string());
         }
         answer
     }

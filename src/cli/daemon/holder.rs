@@ -128,6 +128,8 @@ struct Holder<'a> {
     descriptors: Descriptors,
     mounted: File,
     images_mounted: bool,
+    /// There is a controlling terminal, whose hang-up is an end.
+    terminal: bool,
     /// Somebody told us to end: a daemon that dies of that is not started again.
     stopping: bool,
 }
@@ -176,7 +178,15 @@ impl<'a> Holder<'a> {
             ready,
             mounted: mounted_reader,
         };
-        Ok(Self { options, descriptors, mounted: File::from(mounted), images_mounted, stopping: false })
+        let terminal = options.foreground && File::open("/dev/tty").is_ok();
+        Ok(Self {
+            options,
+            descriptors,
+            mounted: File::from(mounted),
+            images_mounted,
+            terminal,
+            stopping: false,
+        })
     }
 
     fn run(&mut self) -> anyhow::Result<ExitCode> {
@@ -238,8 +248,13 @@ impl<'a> Holder<'a> {
         loop {
             match signals.wait()? {
                 Signal::SIGCHLD => {}
-                // Detached there is nothing that could hang up, and nothing to read anew.
-                Signal::SIGHUP if !self.options.foreground => continue,
+                // Without a terminal there is nothing that could hang up: whoever asks means the configuration.
+                // A daemon that only starts reads it anyway.
+                Signal::SIGHUP if !self.terminal && !self.images_mounted => continue,
+                Signal::SIGHUP if !self.terminal => {
+                    let _ = nix::sys::signal::kill(daemon, Signal::SIGHUP);
+                    continue;
+                }
                 _ => {
                     self.stopping = true;
                     let _ = nix::sys::signal::kill(daemon, Signal::SIGTERM);
@@ -306,7 +321,7 @@ impl<'a> Holder<'a> {
     }
 }
 
-/// SIGCHLD wakes the holder; SIGTERM, SIGINT and the terminal's SIGHUP all tell the daemon to stop.
+/// SIGCHLD wakes the holder; SIGTERM, SIGINT and a terminal's SIGHUP all tell the daemon to stop.
 fn watched_signals() -> SigSet {
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
 }

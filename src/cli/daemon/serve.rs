@@ -19,6 +19,7 @@ use super::events::EventLog;
 use super::facts::DaemonFacts;
 use super::holder::{HOPELESS, HoldOptions, Ready};
 use super::inherit::Descriptors;
+use super::reload::{self, Reloader, Reloads};
 use super::shutdown::{self, StopRequests};
 use super::starts::Starts;
 use super::upkeep;
@@ -89,19 +90,23 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     result
 }
 
-/// The configuration that the mount was made with. A successor must not read the file anew: half edited, it would end
-/// the mount and every run; edited, it would take effect at the moment of a crash.
+/// The configuration that the mount was made with, or that was loaded since. A successor must not read the files anew:
+/// half edited, they would end the mount and every run; edited, they would take effect at the moment of a crash.
 fn config(options: &HoldOptions, memory: &OwnedFd) -> anyhow::Result<Config> {
     let mut memory = File::from(memory.try_clone()?);
     let mut kept = Vec::new();
     memory.seek(SeekFrom::Start(0))?;
     memory.read_to_end(&mut kept)?;
-    let files = Files::from_bytes(&kept).unwrap_or_default();
-    let mut config = Config::load(&options.config, &options.beside, &files)?;
-    options.beside.admit(&mut config.policy)?;
-    if kept.is_empty() {
-        memory.write_all(&files.to_bytes())?;
+    let known = Files::from_bytes(&kept);
+    if known.is_none() && !kept.is_empty() {
+        tracing::warn!(
+            "the configuration was being changed when the daemon before this one ended: it is read again"
+        );
     }
+    let files = known.unwrap_or_default();
+    let mut config = Config::load(&options.config, &options.beside, &files)?;
+    config.warnings.extend(options.beside.admit(&mut config.policy)?);
+    reload::keep(&OwnedFd::from(memory), &files.to_bytes())?;
     Ok(config)
 }
 
@@ -112,7 +117,7 @@ async fn live(
     spawner: Spawner,
     mut descriptors: Descriptors,
 ) -> anyhow::Result<()> {
-    let opened = Opened::open(options, config, &spawner)?;
+    let opened = Opened::open(options, config, &spawner, descriptors.config.try_clone()?)?;
     let resumed = saved(&mut descriptors.control_init)?.is_some();
     if resumed {
         opened.wait_local().await;
@@ -154,7 +159,12 @@ struct Opened {
 }
 
 impl Opened {
-    fn open(options: HoldOptions, config: Config, spawner: &Spawner) -> anyhow::Result<Self> {
+    fn open(
+        options: HoldOptions,
+        config: Config,
+        spawner: &Spawner,
+        memory: OwnedFd,
+    ) -> anyhow::Result<Self> {
         let started_ms = clock::now_ms();
         wiring::private_dirs(&options)?;
         let events = Arc::new(EventLog::open(&options.dirs.state)?);
@@ -165,7 +175,7 @@ impl Opened {
         let store = wiring::store(&options, &config)?;
         let documents = Documents::open(&options.dirs.cache)?;
         let board = Arc::new(Board::new(&config.sources, sink.clone()));
-        let sources = Sources::new(Arc::clone(&board), config.sources.len());
+        let sources = Sources::new(Arc::clone(&board));
         let jobs = Jobs::open(
             wiring::jobs_options(&options, &config, sources.ensure_image())?,
             wiring::executor(&options, &config, spawner)?,
@@ -182,6 +192,7 @@ impl Opened {
             store: Arc::clone(&store),
             documents: documents.clone(),
             stops: stopper,
+            reloads: Reloads::new(config.warnings.clone()),
             policy: Mutex::new(wiring::policy_json(&options, &config)),
             started_ms,
             reading: OnceLock::new(),
@@ -208,7 +219,7 @@ impl Opened {
         let filling = wiring::filling(&store, &config);
         let pinned_filling = wiring::pinned_filling(&store, &config);
         upkeep::save_uses(Arc::downgrade(&store));
-        let rooms = Arc::new(Rooms {
+        sources.start(Rooms {
             documents,
             store,
             images: Arc::clone(&images),
@@ -218,10 +229,17 @@ impl Opened {
             filling,
             pinned_filling,
             starts,
-            policy: config.policy,
+            policy: config.policy.clone(),
         });
-        sources.start(&rooms, config.sources);
         let limits = ReadLimits { deadline: config.read.deadline, ..ReadLimits::default() };
+        let reloader = Reloader {
+            facts: Arc::clone(&facts),
+            images: Arc::clone(&images),
+            spawner: spawner.clone(),
+            memory,
+            config,
+        };
+        reloader.start()?;
         Ok(Self { facts, control, images, limits, stops })
     }
 

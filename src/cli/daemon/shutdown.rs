@@ -33,9 +33,6 @@ pub(crate) struct StopRequests {
     receiver: mpsc::UnboundedReceiver<Stop>,
     term: Signal,
     int: Signal,
-    /// Caught and not obeyed: by default it would end us, and the holder would take that for a crash. What a
-    /// terminal's hang-up means is the holder's to say.
-    _hangup: Signal,
 }
 
 /// A pair of the two. From here on signals are kept until somebody waits for them.
@@ -45,7 +42,6 @@ pub(crate) fn channel() -> std::io::Result<(Stops, StopRequests)> {
         receiver,
         term: signal(SignalKind::terminate())?,
         int: signal(SignalKind::interrupt())?,
-        _hangup: signal(SignalKind::hangup())?,
     };
     Ok((Stops { sender, asked: Arc::default() }, requests))
 }

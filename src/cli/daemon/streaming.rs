@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::board::Board;
+use super::board::{Board, Seat};
 use crate::fetch::image::ImageDocuments;
 use crate::fetch::layer::{Arriving, Layer};
 use crate::fs::image::Images;
@@ -25,7 +25,7 @@ const LINGER: Duration = Duration::from_secs(600);
 pub(crate) struct Streaming<'a> {
     images: &'a Arc<Images>,
     board: &'a Board,
-    at: usize,
+    seat: Seat,
     /// Lowest first, as in the manifest.
     layers: Vec<Arriving>,
     stream: Arc<Stream>,
@@ -36,7 +36,7 @@ pub(crate) struct Streaming<'a> {
 impl<'a> Streaming<'a> {
     /// One for the image, if the source wants it, policy does not forbid it, and a layer is missing.
     pub(crate) fn new(
-        (board, at): (&'a Board, usize),
+        (board, seat): (&'a Board, Seat),
         images: &'a Arc<Images>,
         (spec, profile): (&SourceSpec, Profile),
         documents: &ImageDocuments,
@@ -54,7 +54,7 @@ impl<'a> Streaming<'a> {
         let created = documents.config.created.unwrap_or(0);
         let stream = images.streams().prepare(documents.digest, created, arriving.clone());
         let (shown, ended) = (AtomicBool::new(false), AtomicBool::new(false));
-        Some(Self { images, board, at, layers: arriving, stream, shown, ended })
+        Some(Self { images, board, seat, layers: arriving, stream, shown, ended })
     }
 
     /// Where to tell of the layer's arrival.
@@ -76,7 +76,7 @@ impl<'a> Streaming<'a> {
     fn show(&self) {
         if !self.shown.swap(true, Ordering::Relaxed) {
             self.images.streams().show(&self.stream);
-            self.board.stream(self.at, *self.stream.digest());
+            self.board.stream(self.seat, *self.stream.digest());
         }
     }
 
@@ -98,7 +98,7 @@ impl<'a> Streaming<'a> {
             return;
         }
         self.images.streams().revoke(&self.stream, reason);
-        self.board.revoke_stream(self.at, reason);
+        self.board.revoke_stream(self.seat, reason);
     }
 }
 

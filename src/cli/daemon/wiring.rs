@@ -38,9 +38,14 @@ pub(crate) fn private_dirs(options: &HoldOptions) -> anyhow::Result<()> {
 pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Arc<Store>> {
     let store =
         Store::open(&options.dirs.cache.join("store"), config.cache.store_options(&options.dirs.cache)?)?;
-    let pinned = config.sources.iter().filter(|source| source.pin).map(|source| source.image.digest);
-    store.keep_configured_pins(&pinned.collect::<Vec<_>>())?;
+    keep_pins(&store, config)?;
     Ok(store)
+}
+
+/// Of the pins by configuration those stay that it still wants.
+pub(crate) fn keep_pins(store: &Store, config: &Config) -> anyhow::Result<()> {
+    let pinned = config.sources.iter().filter(|source| source.pin).map(|source| source.image.digest);
+    Ok(store.keep_configured_pins(&pinned.collect::<Vec<_>>())?)
 }
 
 /// How images are filled in the background. A fifth of the cache is left to what readers bring.

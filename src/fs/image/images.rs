@@ -26,7 +26,7 @@
 //!
 //! Nothing here waits: content that is not at hand comes back as a future.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -152,6 +152,8 @@ pub struct Dirent<'a> {
 pub struct Images {
     shown: RwLock<HashMap<u32, (Digest, Arc<Image>)>>,
     streams: Streams,
+    /// Images that answer to no name.
+    hidden: RwLock<HashSet<Digest>>,
     owner: Option<(u32, u32)>,
     other_side: String,
 }
@@ -177,8 +179,8 @@ impl Images {
     /// made in its user namespace could not write otherwise). `other_side` is how the mount point of [`Side::Xattrs`]
     /// is reached from that of [`Side::Plain`].
     pub fn new(owner: Option<(u32, u32)>, other_side: &str) -> Self {
-        let (shown, streams) = (RwLock::default(), Streams::new(owner));
-        Self { shown, streams, owner, other_side: other_side.to_owned() }
+        let (shown, hidden, streams) = (RwLock::default(), RwLock::default(), Streams::new(owner));
+        Self { shown, hidden, streams, owner, other_side: other_side.to_owned() }
     }
 
     /// The streaming trees.
@@ -195,6 +197,7 @@ impl Images {
         if image.tree.nodes() > (u32::MAX >> 1) - NODES_FROM {
             return Err(FsError::Internal(format!("the tree of {digest} has too many files")));
         }
+        self.hidden.write().unwrap_or_else(PoisonError::into_inner).remove(&digest);
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         let (other, _) = shown.entry(tag(&digest)).or_insert((digest, image));
         if *other == digest {
@@ -212,6 +215,15 @@ impl Images {
         if shown.get(&tag(digest)).is_some_and(|(known, _)| known == digest) {
             shown.remove(&tag(digest));
         }
+    }
+
+    /// From now on nobody finds the image by its name, until it is inserted again. Whoever is in it already stays.
+    pub fn hide(&self, digest: &Digest) {
+        self.hidden.write().unwrap_or_else(PoisonError::into_inner).insert(*digest);
+    }
+
+    fn is_hidden(&self, digest: &Digest) -> bool {
+        self.hidden.read().unwrap_or_else(PoisonError::into_inner).contains(digest)
     }
 
     /// An image that is shown.
@@ -305,7 +317,7 @@ impl Images {
             None => (name, 0),
         };
         let digest = std::str::from_utf8(name).ok().and_then(Digest::from_dashed);
-        let shown = digest.and_then(|digest| {
+        let shown = digest.filter(|digest| !self.is_hidden(digest)).and_then(|digest| {
             self.by_tag(tag(&digest)).filter(|(known, _)| *known == digest).map(|(_, image)| Shown {
                 tag: tag(&digest) | view,
                 digest,

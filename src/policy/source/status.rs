@@ -183,6 +183,19 @@ impl SourceStatus {
         status
     }
 
+    /// The configuration says something else of it: another generation. What is shown is still shown.
+    pub fn respecify(&mut self, spec: &SourceSpec, now_ms: u64) {
+        let fresh = Self::new(spec, self.generation + 1, now_ms);
+        let shown = self.shown.take();
+        *self = Self { shown, conditions: std::mem::take(&mut self.conditions), ..fresh };
+        self.update_conditions(now_ms);
+    }
+
+    /// What is known of its signature.
+    pub fn verification(&self) -> Option<&Verification> {
+        self.verification.as_ref()
+    }
+
     /// Where it is.
     pub fn phase(&self) -> &Phase {
         &self.phase
