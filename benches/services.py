@@ -66,13 +66,13 @@ class Registry:
         for form in FORMS:
             index = json.loads((self.work / form / "index.json").read_text())
             for manifest in index["manifests"]:
-                self._push(form, manifest["annotations"]["org.opencontainers.image.ref.name"])
+                name = manifest["annotations"]["org.opencontainers.image.ref.name"]
+                if self.digests.get(f"{form}/{name}") != manifest["digest"]:
+                    self._push(form, name)
 
     def _push(self, form, image):
-        """Pushes and signs an image, unless it was before."""
+        """Pushes and signs an image."""
         at = f"{form}/{image}"
-        if at in self.digests:
-            return
         environment = {**os.environ, "COSIGN_PASSWORD": PASSWORD}
         if not (self.work / "cosign.key").exists():
             run(self.addonfs, "keygen", "--output", self.work / "cosign", env=environment)

@@ -2,7 +2,8 @@
 //!
 //! In: a folder with manifest.yaml, perhaps a base image and a folder of files for `/`. Out: layers, config and
 //! manifest in the layout, named by a tag. The same input gives the same digest: entries are sorted, owners are
-//! root, times are `SOURCE_DATE_EPOCH` or 0, and nothing of the host gets in but its platform where none is given.
+//! root, times are `SOURCE_DATE_EPOCH` or 0 (in `--rootfs` their own, up to `SOURCE_DATE_EPOCH`), and nothing of the
+//! host gets in but its platform where none is given.
 
 mod archive;
 mod compress;
@@ -32,13 +33,14 @@ use crate::policy::reference::{ImageRef, Location, PinnedRef};
 use format::LayerFormat;
 use image::{Draft, Settings};
 use layer::BuiltLayer;
-use tree::Tree;
+use tree::{Times, Tree};
 
 /// Build an add-on image from a folder.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "DIR holds manifest.yaml; everything in it goes under /addon, with its modes. Owners become
-root and times SOURCE_DATE_EPOCH (or 1970), so that the same input gives the same digest.
+root and times SOURCE_DATE_EPOCH (or 1970), so that the same input gives the same digest. Files of
+--rootfs keep their times, but none later than SOURCE_DATE_EPOCH where it is set.
 
 Examples:
   addonfs build ./sample --tag v1.0.0 --output oci:./sample.oci
@@ -102,7 +104,8 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     for folder in [Some(&args.dir), args.rootfs.as_ref()].into_iter().flatten() {
         stays_outside(&target.location, folder)?;
     }
-    let created = source_date_epoch()?;
+    let epoch = source_date_epoch()?;
+    let created = epoch.unwrap_or(0);
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let options = registry_access::options(args.insecure, args.config.as_deref())?;
     let sink = sink::open(&target.location, &options)?;
@@ -118,7 +121,7 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
                 .with_context(|| format!("cannot build on {base}"))?
         }
     };
-    let layers = layers(&args, created)?;
+    let layers = layers(&args, epoch)?;
     for (built, what) in &layers {
         sink.put_blob(&built.descriptor, BlobContent::file(built.file.path())).await?;
         draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
@@ -134,15 +137,16 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The new layers, the lower one first, and what they are.
-fn layers(args: &BuildArgs, created: u64) -> anyhow::Result<Vec<(BuiltLayer, &'static str)>> {
+fn layers(args: &BuildArgs, epoch: Option<u64>) -> anyhow::Result<Vec<(BuiltLayer, &'static str)>> {
+    let created = epoch.unwrap_or(0);
     let reserved: &[&str] = if args.layer_format == LayerFormat::Estargz { &estargz::OWN_NAMES } else { &[] };
     let mut trees = Vec::new();
     let mut names = Vec::new();
     if let Some(rootfs) = &args.rootfs {
-        trees.push(Tree::walk(rootfs, "", reserved)?);
+        trees.push(Tree::walk(rootfs, "", reserved, Times::Own { latest: epoch })?);
         names.push("rootfs");
     }
-    trees.push(Tree::walk(&args.dir, "addon", reserved)?);
+    trees.push(Tree::walk(&args.dir, "addon", reserved, Times::All(created))?);
     names.push("addon");
     let first = args.first.as_deref().map_or(Ok(Vec::new()), first::read_list)?;
     let (orders, missing) = first::order(&trees, &first);
@@ -218,12 +222,15 @@ fn stays_outside(target: &Location, folder: &Path) -> anyhow::Result<()> {
 }
 
 /// <https://reproducible-builds.org/specs/source-date-epoch/>
-fn source_date_epoch() -> anyhow::Result<u64> {
+fn source_date_epoch() -> anyhow::Result<Option<u64>> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => {
-            text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds"))
+            let seconds = text.parse();
+            seconds
+                .map(Some)
+                .with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds"))
         }
-        Err(_) => Ok(0),
+        Err(_) => Ok(None),
     }
 }
 

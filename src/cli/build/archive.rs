@@ -33,13 +33,13 @@ pub(super) struct Head {
     pub blocks: Vec<u8>,
 }
 
-/// The head of `entry` under `prefix`. Times are whole seconds of Unix time.
-pub(super) fn head(prefix: &Path, entry: &Entry, mtime: u64) -> anyhow::Result<Head> {
+/// The head of `entry` under `prefix`.
+pub(super) fn head(prefix: &Path, entry: &Entry) -> anyhow::Result<Head> {
     let mut header = Header::new_ustar();
     header.set_mode(entry.mode);
     header.set_uid(0);
     header.set_gid(0);
-    header.set_mtime(mtime);
+    header.set_mtime(entry.mtime);
     header.set_size(0);
     let mut pax: Vec<(&str, Vec<u8>)> = Vec::new();
     let mut name = prefix.join(&entry.path).as_os_str().as_bytes().to_vec();

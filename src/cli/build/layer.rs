@@ -42,17 +42,17 @@ pub(super) struct BuiltLayer {
     pub file: NamedTempFile,
 }
 
-/// Packs a tree in the order given. All times are `mtime`.
+/// Packs a tree in the order given. What is added to it has the time `created`.
 pub(super) fn pack(
     tree: &Tree,
     order: &Order,
-    mtime: u64,
+    created: u64,
     format: LayerFormat,
 ) -> anyhow::Result<BuiltLayer> {
     let file = NamedTempFile::new().context("cannot make a temporary file for a layer")?;
-    let mut layer = Writer::new(format, mtime, file.reopen()?)?;
+    let mut layer = Writer::new(format, created, file.reopen()?)?;
     if !tree.prefix.as_os_str().is_empty() {
-        let dir = Entry { path: tree.prefix.clone(), kind: Kind::Dir, mode: PREFIX_MODE };
+        let dir = Entry { path: tree.prefix.clone(), kind: Kind::Dir, mode: PREFIX_MODE, mtime: created };
         layer.add(Path::new(""), &dir, io::empty())?;
     }
     for (nth, entry) in order.entries(tree).enumerate() {
@@ -80,7 +80,7 @@ type Blob = Hashing<BufWriter<File>>;
 /// A layer that grows.
 struct Writer {
     format: LayerFormat,
-    mtime: u64,
+    created: u64,
     archive: Hashing<Compress<Blob>>,
     index: Option<Index>,
     buffer: Vec<u8>,
@@ -108,15 +108,15 @@ impl Index {
 }
 
 impl Writer {
-    fn new(format: LayerFormat, mtime: u64, file: File) -> io::Result<Self> {
+    fn new(format: LayerFormat, created: u64, file: File) -> io::Result<Self> {
         let blob = Hashing::new(BufWriter::new(file));
         let archive = Hashing::new(Compress::new(format, blob)?);
-        Ok(Self { format, mtime, archive, index: Index::new(format)?, buffer: vec![0; READ] })
+        Ok(Self { format, created, archive, index: Index::new(format)?, buffer: vec![0; READ] })
     }
 
     /// Adds an entry under `prefix`; `content` is that of a file.
     fn add(&mut self, prefix: &Path, entry: &Entry, content: impl Read) -> anyhow::Result<()> {
-        let head = archive::head(prefix, entry, self.mtime)?;
+        let head = archive::head(prefix, entry)?;
         self.raw(&head.blocks)?;
         let size = if let Kind::File { size } = entry.kind { size } else { 0 };
         let noted = self.content(content, size)?;
@@ -130,7 +130,8 @@ impl Writer {
             return Ok(());
         }
         let kind = Kind::File { size: estargz::LANDMARK.len() as u64 };
-        let entry = Entry { path: estargz::landmark(prefetch).into(), kind, mode: LANDMARK_MODE };
+        let path = estargz::landmark(prefetch).into();
+        let entry = Entry { path, kind, mode: LANDMARK_MODE, mtime: self.created };
         self.add(Path::new(""), &entry, estargz::LANDMARK)
     }
 
@@ -208,7 +209,7 @@ impl Writer {
         content: Option<Content>,
     ) -> anyhow::Result<()> {
         let Some(index) = &mut self.index else { return Ok(()) };
-        let name = index.toc.push(index.dialect, entry, head, self.mtime, content)?;
+        let name = index.toc.push(index.dialect, entry, head, content)?;
         if let Some(tar_split) = &mut index.tar_split {
             tar_split.entry(&name, size)?;
         }

@@ -225,6 +225,28 @@ async fn a_list_of_what_is_read_first_is_part_of_the_digest() {
     assert!(format!("{refused:#}").contains(&gone), "{refused:#}");
 }
 
+fn touch(file: &Path, seconds: u64) {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    std::fs::File::options().write(true).open(file).unwrap().set_modified(time).unwrap();
+}
+
+/// Installed software keeps its times, up to the one that a reproducible build names.
+#[test]
+fn times_are_kept_or_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    for (name, seconds) in [("old", 1_000), ("new", 3_000)] {
+        std::fs::write(temp.path().join(name), name).unwrap();
+        touch(&temp.path().join(name), seconds);
+    }
+    let own = |latest| Times::Own { latest };
+    for (times, expected) in
+        [(own(None), [3_000, 1_000]), (own(Some(2_000)), [2_000, 1_000]), (Times::All(7), [7, 7])]
+    {
+        let tree = Tree::walk(temp.path(), "", &[], times).unwrap();
+        assert_eq!(tree.entries.iter().map(|entry| entry.mtime).collect::<Vec<_>>(), expected);
+    }
+}
+
 #[tokio::test]
 async fn a_base_and_a_rootfs_lie_below() {
     let temp = tempfile::tempdir().unwrap();
@@ -233,6 +255,7 @@ async fn a_base_and_a_rootfs_lie_below() {
     std::fs::create_dir_all(rootfs.join("etc")).unwrap();
     std::fs::create_dir_all(rootfs.join("addon")).unwrap();
     std::fs::write(rootfs.join("etc/os-release"), "NAME=x\n").unwrap();
+    touch(&rootfs.join("etc/os-release"), 1_700_000_000);
     std::fs::write(rootfs.join("addon/manifest.yaml"), "below\n").unwrap();
     let base = format!("oci:{}:base", temp.path().join("base").display());
     let words = [
@@ -258,6 +281,7 @@ async fn a_base_and_a_rootfs_lie_below() {
     let bundle = temp.path().join("bundle");
     unpack(output.strip_prefix("oci:").unwrap(), &bundle);
     assert_eq!(std::fs::read_to_string(bundle.join("rootfs/etc/os-release")).unwrap(), "NAME=x\n");
+    assert_eq!(std::fs::metadata(bundle.join("rootfs/etc/os-release")).unwrap().mtime(), 1_700_000_000);
     assert_eq!(std::fs::read_to_string(bundle.join("rootfs/addon/manifest.yaml")).unwrap(), MANIFEST);
     let config: serde_json::Value =
         serde_json::from_str(&tool("skopeo", &["inspect", "--config", &output])).unwrap();

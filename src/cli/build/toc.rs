@@ -111,14 +111,13 @@ impl Toc {
         dialect: Dialect,
         entry: &Entry,
         head: &Head,
-        mtime: u64,
         content: Option<Content>,
     ) -> anyhow::Result<String> {
         let name = text(&head.name)?;
         let mut listed = TocEntry {
             name: name.clone(),
             kind: type_name(&entry.kind),
-            mtime: modification_time(mtime)?,
+            mtime: modification_time(entry.mtime)?,
             link_name: head.link.as_deref().map(text).transpose()?,
             mode: u64::from(entry.mode),
             ..TocEntry::default()

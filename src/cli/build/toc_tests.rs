@@ -15,7 +15,7 @@ use super::estargz::OWN_NAMES;
 use super::first;
 use super::format::LayerFormat;
 use super::layer::{BuiltLayer, pack};
-use super::tree::Tree;
+use super::tree::{Times, Tree};
 use crate::policy::digest::Digest;
 
 const MIB: usize = 1 << 20;
@@ -49,7 +49,7 @@ fn sample(dir: &Path) {
 }
 
 fn built(dir: &Path, prefix: &str, mtime: u64, format: LayerFormat, first: &[&str]) -> BuiltLayer {
-    let tree = Tree::walk(dir, prefix, &OWN_NAMES).unwrap();
+    let tree = Tree::walk(dir, prefix, &OWN_NAMES, Times::All(mtime)).unwrap();
     let first: Vec<PathBuf> = first.iter().map(PathBuf::from).collect();
     let (orders, missing) = first::order(std::slice::from_ref(&tree), &first);
     assert!(missing.is_empty(), "{missing:?}");
@@ -299,7 +299,7 @@ fn files_asked_for_come_first_with_all_that_leads_to_them() {
     let toc: Value = serde_json::from_slice(&estargz_toc(&blob)).unwrap();
     compare(&toc, &members[..15], 4 * MIB);
 
-    let tree = Tree::walk(dir, "", &[]).unwrap();
+    let tree = Tree::walk(dir, "", &[], Times::All(0)).unwrap();
     let (_, missing) = first::order(&[tree], &["gone".into(), "big/x".into(), "loop".into(), "/".into()]);
     assert_eq!(missing.len(), 4, "{missing:?}");
 
@@ -319,7 +319,10 @@ fn files_asked_for_are_found_across_layers() {
     fs::write(rootfs.join("tool"), "tool").unwrap();
     fs::write(addon.join("both"), "above").unwrap();
     symlink("/tool", addon.join("link")).unwrap();
-    let trees = [Tree::walk(&rootfs, "", &[]).unwrap(), Tree::walk(&addon, "addon", &[]).unwrap()];
+    let trees = [
+        Tree::walk(&rootfs, "", &[], Times::All(0)).unwrap(),
+        Tree::walk(&addon, "addon", &[], Times::All(0)).unwrap(),
+    ];
     let (orders, missing) = first::order(&trees, &["/addon/link".into(), "/addon/both".into()]);
     assert!(missing.is_empty());
     let names = |nth: usize| -> Vec<String> {
@@ -337,7 +340,7 @@ fn names_that_a_toc_cannot_hold() {
     use std::os::unix::ffi::OsStrExt as _;
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
-    let tree = Tree::walk(temp.path(), "", &[]).unwrap();
+    let tree = Tree::walk(temp.path(), "", &[], Times::All(0)).unwrap();
     let (orders, _) = first::order(std::slice::from_ref(&tree), &[]);
     for format in [LayerFormat::Estargz, LayerFormat::ZstdChunked] {
         let refused = pack(&tree, &orders[0], 0, format).unwrap_err();
@@ -360,5 +363,5 @@ fn the_formats_own_files_are_left_out() {
     let layer = built(temp.path(), "", 0, LayerFormat::Estargz, &[]);
     let toc: Value = serde_json::from_slice(&estargz_toc(&fs::read(layer.file.path()).unwrap())).unwrap();
     assert_eq!(toc["entries"].as_array().unwrap().len(), 5);
-    assert_eq!(Tree::walk(temp.path(), "addon", &OWN_NAMES).unwrap().entries.len(), 7);
+    assert_eq!(Tree::walk(temp.path(), "addon", &OWN_NAMES, Times::All(0)).unwrap().entries.len(), 7);
 }

@@ -12,6 +12,9 @@ use anyhow::Context as _;
 /// Most entries of one layer: what an index holds without trouble, and more than a distribution has.
 const MAX_ENTRIES: usize = 4_000_000;
 
+/// What the field of a header holds, in the year 2242.
+const MAX_MTIME: u64 = 0o77_777_777_777;
+
 /// Deepest nesting; the walk is recursive.
 const MAX_DEPTH: usize = 256;
 
@@ -24,6 +27,8 @@ pub(super) struct Entry {
     pub kind: Kind,
     /// Permission bits, 07777.
     pub mode: u32,
+    /// When it was last changed, in whole seconds of Unix time.
+    pub mtime: u64,
 }
 
 /// What an entry is.
@@ -47,6 +52,31 @@ pub(super) enum Kind {
     Fifo,
 }
 
+/// Which times the entries of a tree get.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Times {
+    /// All the same: of a folder that came out of version control they are accidents.
+    All(u64),
+    /// Their own, but none later than this, if it is said. Of installed software they mean something: Python takes a
+    /// `.pyc` only if it names its source's time, and would compile everything anew at each start.
+    Own {
+        /// `SOURCE_DATE_EPOCH`.
+        latest: Option<u64>,
+    },
+}
+
+impl Times {
+    fn of(self, metadata: &Metadata) -> u64 {
+        match self {
+            Self::All(time) => time,
+            Self::Own { latest } => {
+                let own = u64::try_from(metadata.mtime()).unwrap_or(0).min(MAX_MTIME);
+                latest.map_or(own, |latest| own.min(latest))
+            }
+        }
+    }
+}
+
 /// A folder to pack.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -61,9 +91,9 @@ pub(super) struct Tree {
 impl Tree {
     /// Everything in `root`, without `root` itself. Symbolic links are kept, not followed; sockets are left out, and
     /// what has one of the names `reserved` in the image's root.
-    pub(super) fn walk(root: &Path, prefix: &str, reserved: &[&str]) -> anyhow::Result<Self> {
+    pub(super) fn walk(root: &Path, prefix: &str, reserved: &[&str], times: Times) -> anyhow::Result<Self> {
         let reserved = if prefix.is_empty() { reserved } else { &[] };
-        let mut walk = Walk { root, reserved, entries: Vec::new(), seen: HashMap::new() };
+        let mut walk = Walk { root, reserved, times, entries: Vec::new(), seen: HashMap::new() };
         walk.folder(Path::new(""), 0)?;
         Ok(Self { root: root.to_owned(), prefix: prefix.into(), entries: walk.entries })
     }
@@ -72,6 +102,7 @@ impl Tree {
 struct Walk<'r> {
     root: &'r Path,
     reserved: &'r [&'r str],
+    times: Times,
     entries: Vec<Entry>,
     /// The first name of a file that has several.
     seen: HashMap<(u64, u64), PathBuf>,
@@ -106,7 +137,8 @@ impl Walk<'_> {
             let Some(kind) = self.kind(&path, &full, &metadata)? else { continue };
             let is_dir = matches!(kind, Kind::Dir);
             anyhow::ensure!(self.entries.len() < MAX_ENTRIES, "more than {MAX_ENTRIES} files");
-            self.entries.push(Entry { path: path.clone(), kind, mode: metadata.mode() & 0o7777 });
+            let (mode, mtime) = (metadata.mode() & 0o7777, self.times.of(&metadata));
+            self.entries.push(Entry { path: path.clone(), kind, mode, mtime });
             if is_dir {
                 self.folder(&path, depth + 1)?;
             }
