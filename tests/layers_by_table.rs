@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use addonfs::fetch::error::{Class, FetchError, Side};
 use addonfs::fetch::index::EntryKind;
@@ -124,8 +125,16 @@ fn fixture(format: &str, file: &str) -> Arc<Source> {
     source
 }
 
+/// Waits for what a store dropped before still has under way: flights go on without those who asked.
 fn open_store(dir: &Path) -> Arc<Store> {
-    Store::open(dir, StoreOptions::default()).unwrap()
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Store::open(dir, StoreOptions::default()) {
+            Ok(store) => return store,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 async fn open(store: &Arc<Store>, source: &Arc<Source>, opening: Opening<'_>) -> Result<Layer, FetchError> {

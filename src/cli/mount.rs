@@ -18,8 +18,10 @@ use super::{daemon_status, mounted};
 
 /// How long `mount` waits for sources to settle; they go on settling afterwards.
 const SETTLE: Duration = Duration::from_secs(60);
-/// Between two looks at the status: at first often, because a small or known image is there at once.
-const LOOK: std::ops::RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(50);
+/// Between two looks at the status: a part of the time that it took so far, which is then the most that is lost.
+const LOOK_SHARE: u32 = 32;
+/// … within these limits: a look costs 0.3 ms.
+const LOOK: std::ops::RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(100);
 /// How long a holder that failed may take until everything is unmounted again.
 const CLEARED: Duration = Duration::from_secs(10);
 /// How long a daemon may take until the tree answers: it opens its store and journal before.
@@ -167,16 +169,15 @@ fn readable(pipe: impl AsFd, timeout: Duration) -> anyhow::Result<bool> {
 
 /// Waits until every source is settled, then says which were refused; prints the status if it is wanted.
 pub(super) fn settled(mount: &Path, strict: bool, print: bool) -> anyhow::Result<ExitCode> {
-    let deadline = Instant::now() + SETTLE;
-    let (mut bars, mut pause) = (Bars::new(), *LOOK.start());
+    let began = Instant::now();
+    let mut bars = Bars::new();
     let (status, raw) = loop {
         let (status, raw) = daemon_status::read(mount)?;
         bars.show(&status);
-        if status.settled || Instant::now() > deadline {
+        if status.settled || began.elapsed() > SETTLE {
             break (status, raw);
         }
-        std::thread::sleep(pause);
-        pause = (pause * 5 / 4).min(*LOOK.end());
+        std::thread::sleep((began.elapsed() / LOOK_SHARE).clamp(*LOOK.start(), *LOOK.end()));
     };
     bars.clear();
     let mut complete = true;

@@ -1,7 +1,7 @@
 //! A layer's index from a table of contents that its manifest binds: by ranges, from the very first byte.
 //!
 //! In: a layer's descriptor, whose annotations are as trustworthy as the manifest they stand in. Out: the layer's index
-//! in the store, without content. The table is proven by the digest in the annotation before anything is made of it:
+//! in the store, without content. The table is proven by the digest in the annotation:
 //!
 //! | annotation | digest of |
 //! |---|---|
@@ -9,7 +9,8 @@
 //! | `io.github.containers.zstd-chunked.manifest-checksum` and `…-position` | the compressed JSON (c/storage) |
 //! | `io.containers.zstd-chunked.manifest-checksum` and `…-position` | the compressed JSON (stargz's dialect, and c/storage's before 2022) |
 //!
-//! stargz writes the first beside the last: then both must hold.
+//! stargz writes the first beside the last: then both must hold. Of a compressed table that no annotation proves the JSON
+//! is read while it is hashed, and what was made of it is thrown away unless the digest is the one in the annotation.
 //!
 //! A table that is wrong or cannot be used leaves nothing; the layer can still be fetched whole, which proves it by its
 //! own digest.
@@ -29,12 +30,15 @@ use super::ingest::decoded_limit;
 use super::source::BlobSource;
 use super::store::{Stage, Store};
 use super::verified::VerifiedBytes;
-use crate::policy::digest::{Digest, Hasher};
+use crate::policy::digest::Digest;
 use crate::policy::image::{Descriptor, Document, parse_document};
 
 const ESTARGZ: &str = "containerd.io/snapshot/stargz/toc.digest";
 const CHUNKED: &str = "io.github.containers.zstd-chunked.";
 const CHUNKED_STARGZ: &str = "io.containers.zstd-chunked.";
+/// Where in an eStargz layer the table begins. The footer, at the layer's end, says so, too, but a round trip later. Our
+/// own, and only a hint.
+pub const ESTARGZ_TOC_OFFSET: &str = "dev.addonfs.estargz.toc-offset";
 /// On a layer of an image that holds tables of eStargz layers: whose table it is.
 const TABLE_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// What an image's tag has more when it holds the tables.
@@ -46,9 +50,9 @@ const MAX_COMPRESSED: u64 = 128 << 20;
 const MAX_JSON: u64 = 1 << 30;
 
 /// What is fetched of the end of an eStargz layer, hoping that the table begins in it: a share of the blob (tables of
-/// images of Debian packages take 0.4 to 0.6 %), of a large one at most what two round trips of 20 ms cost at 100 Mbit/s.
-const END_SHARE: u64 = 160;
-const END: std::ops::RangeInclusive<u64> = 32 << 10..=640 << 10;
+/// images of Debian packages take 0.4 to 0.7 %), of a large one at most what two round trips of 30 ms cost at 100 Mbit/s.
+const END_SHARE: u64 = 140;
+const END: std::ops::RangeInclusive<u64> = 32 << 10..=768 << 10;
 
 /// The table that a descriptor binds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,8 +162,11 @@ async fn estargz_table(
     blob: &Descriptor,
     tag: Option<&str>,
 ) -> Result<Fetched, FetchError> {
-    let guess = (blob.size / END_SHARE).clamp(*END.start(), *END.end()).min(blob.size);
-    let end_start = blob.size - guess;
+    let said = blob.annotations.iter().find(|(name, _)| name == ESTARGZ_TOC_OFFSET);
+    let said = said.and_then(|(_, offset)| offset.parse().ok());
+    let end_start = said.filter(|offset| (1..=MAX_COMPRESSED).contains(&blob.size.saturating_sub(*offset)));
+    let guess = (blob.size / END_SHARE).clamp(*END.start(), *END.end());
+    let end_start = end_start.unwrap_or(blob.size.saturating_sub(guess));
     let end = source.range(blob, end_start..blob.size).await?;
     let toc =
         estargz::footer(&end).ok_or_else(|| unusable(blob, "it does not end with an eStargz footer"))?;
@@ -252,7 +259,20 @@ fn make(
         Packing::Zstd(decoded) => zstd_chunked::extract(&table, decoded, &mut json),
     }
     .map_err(named)?;
-    let (map, digest) = json.finish()?;
+    let map = json.finish()?;
+    let format = match bound {
+        BoundToc::EStargz { .. } => Format::EStargz,
+        BoundToc::Chunked { .. } => Format::ZstdChunked,
+    };
+    // It is read while it is hashed; what was made of it is published only if the digest holds.
+    let (digest, contents) = std::thread::scope(|scope| {
+        let digest = scope.spawn(|| Digest::of(&map));
+        let contents = toc::read(&map, blob, format, limits, stage.directory());
+        (digest.join(), contents)
+    });
+    let digest = digest.map_err(|_| {
+        FetchError::new(Class::Unavailable, Side::Local, "hashing a table of contents was interrupted")
+    })?;
     if let BoundToc::EStargz { json } | BoundToc::Chunked { json: Some(json), .. } = bound
         && *json != digest
     {
@@ -260,12 +280,8 @@ fn make(
             format!("layer {}: its table of contents is {digest}, and the manifest says {json}", blob.digest);
         return Err(FetchError::corrupt(Side::Remote, what));
     }
-    let format = match bound {
-        BoundToc::EStargz { .. } => Format::EStargz,
-        BoundToc::Chunked { .. } => Format::ZstdChunked,
-    };
     // A table that was proven and cannot be used will not get better: not Corrupt, which is asked for again.
-    let contents = toc::read(&map, blob, format, limits, stage.directory()).map_err(|error| {
+    let contents = contents.map_err(|error| {
         if error.class == Class::Corrupt { unusable(blob, &error.message) } else { error }
     })?;
     drop(map);
@@ -282,26 +298,24 @@ pub(super) fn publish(stage: Stage, blob: &Descriptor, contents: Contents) -> Re
     stage.publish(&blob.digest, &path)
 }
 
-/// The JSON on its way to the disk, hashed.
+/// The JSON on its way to the disk.
 struct Spool {
     file: BufWriter<File>,
-    hasher: Hasher,
     len: u64,
 }
 
 impl Spool {
     fn new(stage: &Stage) -> Result<Self, FetchError> {
         let file = tempfile::tempfile_in(stage.directory()).map_err(|error| spool_failed(&error))?;
-        Ok(Self { file: BufWriter::with_capacity(1 << 20, file), hasher: Hasher::new(), len: 0 })
+        Ok(Self { file: BufWriter::with_capacity(1 << 20, file), len: 0 })
     }
 
-    /// The JSON in memory that the kernel can take back, and its digest.
+    /// The JSON in memory that the kernel can take back.
     #[allow(unsafe_code, reason = "memmap2 cannot know that nobody changes the file")]
-    fn finish(self) -> Result<(memmap2::Mmap, Digest), FetchError> {
+    fn finish(self) -> Result<memmap2::Mmap, FetchError> {
         let file = self.file.into_inner().map_err(|error| spool_failed(error.error()))?;
         // SAFETY: the file has no name, and this is its only descriptor.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| spool_failed(&error))?;
-        Ok((map, self.hasher.finish()))
+        unsafe { memmap2::Mmap::map(&file) }.map_err(|error| spool_failed(&error))
     }
 }
 
@@ -311,7 +325,6 @@ impl Write for Spool {
         if self.len > MAX_JSON {
             return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "over 1 GiB of JSON"));
         }
-        self.hasher.update(bytes);
         self.file.write_all(bytes).map(|()| bytes.len())
     }
 

@@ -5,7 +5,7 @@
 //! Knows policy's types; must not know of jobs, of FUSE, of errno, nor of the command line.
 
 pub mod addon_manifest;
-mod bound_toc;
+pub mod bound_toc;
 pub mod credentials;
 mod document;
 pub mod documents;

@@ -36,7 +36,17 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 #[derive(Clone)]
 pub struct Connections {
     connect_timeout: Duration,
-    pools: Arc<Mutex<HashMap<(bool, Trust), Client>>>,
+    pools: Arc<Mutex<HashMap<Kind, Client>>>,
+}
+
+/// What clients differ in.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Kind {
+    /// Past any proxy.
+    direct: bool,
+    /// Whose certificates are accepted; nobody's by a client for plain http, because reading the system's roots takes
+    /// longer than everything else of a first request to this host.
+    trust: Option<Trust>,
 }
 
 impl std::fmt::Debug for Connections {
@@ -60,21 +70,20 @@ impl Connections {
 
     /// The client for `url`: hosts of the loopback interface are reached past any proxy.
     pub(super) fn client(&self, url: &Url, trust: Trust) -> Result<Client, FetchError> {
-        let direct = is_loopback(url);
+        let kind = Kind { direct: is_loopback(url), trust: Some(trust).filter(|_| url.scheme() != "http") };
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (direct, trust);
-        if let Some(client) = pools.get(&key) {
+        if let Some(client) = pools.get(&kind) {
             return Ok(client.clone());
         }
-        let client = self.build(direct, &key.1).map_err(|error| {
+        let client = self.build(&kind).map_err(|error| {
             let message = format!("cannot set up TLS: {}; are CA certificates installed?", chain(&error));
             FetchError::new(Class::Protocol, Side::Local, message)
         })?;
-        pools.insert(key, client.clone());
+        pools.insert(kind, client.clone());
         Ok(client)
     }
 
-    fn build(&self, direct: bool, trust: &Trust) -> reqwest::Result<Client> {
+    fn build(&self, kind: &Kind) -> reqwest::Result<Client> {
         let mut builder = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
@@ -82,13 +91,14 @@ impl Connections {
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .pool_idle_timeout(Duration::from_secs(60));
-        if direct {
+        if kind.direct {
             builder = builder.no_proxy();
         }
-        match trust {
-            Trust::Verified => {}
-            Trust::Also(authority) => builder = builder.tls_certs_merge(authority.certificates()?),
-            Trust::Anyone => builder = builder.tls_danger_accept_invalid_certs(true),
+        match &kind.trust {
+            None => builder = builder.tls_certs_only([]),
+            Some(Trust::Verified) => {}
+            Some(Trust::Also(authority)) => builder = builder.tls_certs_merge(authority.certificates()?),
+            Some(Trust::Anyone) => builder = builder.tls_danger_accept_invalid_certs(true),
         }
         builder.build()
     }
