@@ -14,6 +14,7 @@ mod hashing;
 mod image;
 mod layer;
 mod pieces;
+mod programs;
 mod tar_split;
 mod toc;
 mod tree;
@@ -78,7 +79,8 @@ pub(crate) struct BuildArgs {
     /// What the new layers are written as
     #[arg(long = "format", value_name = "FORMAT", value_enum, default_value_t = LayerFormat::Estargz)]
     layer_format: LayerFormat,
-    /// Paths of files that jobs read at their start, one a line: they come first in the layers, in this order
+    /// Paths of files that jobs read at their start, one a line: they come first in the layers, in this order, and
+    /// then, in formats with a table of contents, the programs of the jobs and their libraries
     #[arg(long, value_name = "FILE")]
     first: Option<PathBuf>,
     /// The platform [default: this host's]
@@ -121,7 +123,7 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
                 .with_context(|| format!("cannot build on {base}"))?
         }
     };
-    let layers = layers(&args, epoch)?;
+    let layers = layers(&args, &manifest, &settings, epoch)?;
     for (built, what) in &layers {
         sink.put_blob(&built.descriptor, BlobContent::file(built.file.path())).await?;
         draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
@@ -137,7 +139,12 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The new layers, the lower one first, and what they are.
-fn layers(args: &BuildArgs, epoch: Option<u64>) -> anyhow::Result<Vec<(BuiltLayer, &'static str)>> {
+fn layers(
+    args: &BuildArgs,
+    manifest: &AddonManifest,
+    settings: &Settings,
+    epoch: Option<u64>,
+) -> anyhow::Result<Vec<(BuiltLayer, &'static str)>> {
     let created = epoch.unwrap_or(0);
     let reserved: &[&str] = if args.layer_format == LayerFormat::Estargz { &estargz::OWN_NAMES } else { &[] };
     let mut trees = Vec::new();
@@ -148,8 +155,8 @@ fn layers(args: &BuildArgs, epoch: Option<u64>) -> anyhow::Result<Vec<(BuiltLaye
     }
     trees.push(Tree::walk(&args.dir, "addon", reserved, Times::All(created))?);
     names.push("addon");
-    let first = args.first.as_deref().map_or(Ok(Vec::new()), first::read_list)?;
-    let (orders, missing) = first::order(&trees, &first);
+    let said = args.first.as_deref().map_or(Ok(Vec::new()), first::read_list)?;
+    let missing = first::missing(&trees, &said);
     if let (Some(file), [one, ..]) = (&args.first, missing.as_slice()) {
         eprintln!(
             "addonfs: {} of the paths in {} are in none of the new layers, such as {}",
@@ -158,6 +165,14 @@ fn layers(args: &BuildArgs, epoch: Option<u64>) -> anyhow::Result<Vec<(BuiltLaye
             one.display()
         );
     }
+    // Only readers with a table of contents gain by it.
+    let programs = match args.layer_format {
+        LayerFormat::Estargz | LayerFormat::ZstdChunked => {
+            programs::of(&manifest.entrypoints, &trees, settings.path())
+        }
+        LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::Tar => Vec::new(),
+    };
+    let orders = first::order(&trees, said.iter().chain(&programs));
     let pairs = trees.iter().zip(&orders).zip(names);
     pairs
         .map(|((tree, order), name)| Ok((layer::pack(tree, order, created, args.layer_format)?, name)))

@@ -29,11 +29,9 @@ use crate::policy::addon::Network;
 use crate::policy::arguments::{ArgumentProblem, Arguments, is_reserved};
 use crate::policy::code::{Code, Denied};
 use crate::policy::digest::Digest;
+use crate::policy::image_config::DEFAULT_PATH;
 use crate::policy::rules::profile::Granted;
 use crate::policy::rules::{Overrides, Profile};
-
-/// `PATH` of a container whose image and manifest set none; what runc and docker use.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a plan depends on besides job and arguments.
 #[derive(Debug, Clone)]

@@ -9,6 +9,9 @@ use super::digest::Digest;
 use super::image::{ImageManifest, MAX_CONFIG, MAX_LAYERS};
 use super::platform::Platform;
 
+/// `PATH` where neither image nor manifest set one: what runc and docker use.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What addonfs needs of an image config.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ImageConfig {

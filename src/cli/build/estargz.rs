@@ -9,6 +9,7 @@ use tar::{EntryType, Header};
 use super::archive::{BLOCK, padding};
 use super::pieces::{Offsets, gzip_member};
 use super::toc::Toc;
+use crate::fetch::bound_toc::ESTARGZ_TOC_OFFSET;
 use crate::policy::digest::Digest;
 
 /// The TOC's name in the archive.
@@ -73,7 +74,11 @@ fn write_footer(blob: &mut impl Write, toc: u64) -> io::Result<()> {
     blob.write_all(&[1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-/// The annotations of the layer's descriptor, sorted.
-pub(super) fn annotations(toc: &Digest, archive_size: u64) -> Vec<(String, String)> {
-    vec![(TOC_DIGEST.to_owned(), toc.to_string()), (UNCOMPRESSED_SIZE.to_owned(), archive_size.to_string())]
+/// The annotations of the layer's descriptor, sorted. `toc_offset` is where in the blob the TOC begins.
+pub(super) fn annotations(toc: &Digest, toc_offset: u64, archive_size: u64) -> Vec<(String, String)> {
+    vec![
+        (TOC_DIGEST.to_owned(), toc.to_string()),
+        (ESTARGZ_TOC_OFFSET.to_owned(), toc_offset.to_string()),
+        (UNCOMPRESSED_SIZE.to_owned(), archive_size.to_string()),
+    ]
 }

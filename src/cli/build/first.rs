@@ -36,38 +36,36 @@ pub(super) fn read_list(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(lines.filter(|line| !line.is_empty()).map(|line| OsString::from_vec(line.to_vec()).into()).collect())
 }
 
+/// Those of `paths` that are in none of the trees.
+pub(super) fn missing<'p>(trees: &[Tree], paths: &'p [PathBuf]) -> Vec<&'p PathBuf> {
+    let image = Image::new(trees);
+    paths.iter().filter(|path| image.resolve(path).is_none()).collect()
+}
+
 /// Orders the trees of an image, the upper ones last in `trees`. Symbolic links on the way to a file come with it, as
-/// do the folders that it lies in and the name that a hard link is one of. Also gives the paths that are in no tree.
-pub(super) fn order(trees: &[Tree], first: &[PathBuf]) -> (Vec<Order>, Vec<PathBuf>) {
+/// do the folders that it lies in and the name that a hard link is one of. Paths that are in no tree are passed over.
+pub(super) fn order<'p>(trees: &[Tree], first: impl IntoIterator<Item = &'p PathBuf>) -> Vec<Order> {
     let image = Image::new(trees);
     let mut picked: Vec<Picked<'_>> = trees.iter().map(Picked::new).collect();
-    let mut missing = Vec::new();
-    for path in first {
-        match image.resolve(path) {
-            Some(places) => {
-                for (tree, index) in places {
-                    if let Some(picked) = picked.get_mut(tree) {
-                        picked.pick(index);
-                    }
-                }
-            }
-            None => missing.push(path.clone()),
+    for (tree, index) in first.into_iter().filter_map(|path| image.resolve(path)).flatten() {
+        if let Some(picked) = picked.get_mut(tree) {
+            picked.pick(index);
         }
     }
-    (picked.into_iter().map(Picked::finish).collect(), missing)
+    picked.into_iter().map(Picked::finish).collect()
 }
 
 /// An entry's tree, and its index there.
-type Place = (usize, usize);
+pub(super) type Place = (usize, usize);
 
 /// The trees, one over the other.
-struct Image<'t> {
+pub(super) struct Image<'t> {
     trees: &'t [Tree],
     places: HashMap<PathBuf, Place>,
 }
 
 impl<'t> Image<'t> {
-    fn new(trees: &'t [Tree]) -> Self {
+    pub(super) fn new(trees: &'t [Tree]) -> Self {
         let mut places = HashMap::new();
         for (nth, tree) in trees.iter().enumerate() {
             for (index, entry) in tree.entries.iter().enumerate() {
@@ -77,8 +75,21 @@ impl<'t> Image<'t> {
         Self { trees, places }
     }
 
-    fn entry(&self, place: Place) -> Option<&'t Entry> {
+    pub(super) fn entry(&self, place: Place) -> Option<&'t Entry> {
         self.trees.get(place.0)?.entries.get(place.1)
+    }
+
+    /// The regular file that a path leads to.
+    pub(super) fn file(&self, path: &Path) -> Option<Place> {
+        let place = self.resolve(path)?.pop()?;
+        match &self.entry(place)?.kind {
+            Kind::File { .. } => Some(place),
+            Kind::Hardlink(first) => {
+                let tree = self.trees.get(place.0)?;
+                self.places.get(&tree.prefix.join(first)).copied()
+            }
+            _ => None,
+        }
     }
 
     /// The symbolic links on the way and where it ends; `None` where it ends outside the trees.

@@ -19,6 +19,7 @@ use crate::policy::image::{
     Descriptor, Document, ImageConfig, ImageManifest, LayerKind, MAX_CONFIG, OCI_CONFIG, OCI_LAYER,
     OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST, Platform, parse_document,
 };
+use crate::policy::image_config::DEFAULT_PATH;
 
 /// What the command line says about the config.
 #[derive(Debug)]
@@ -29,6 +30,12 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    /// The jobs' `PATH`.
+    pub(super) fn path(&self) -> &str {
+        let own = self.env.iter().rev().find(|(name, _)| name == "PATH");
+        own.map_or(DEFAULT_PATH, |(_, path)| path)
+    }
+
     /// Checks the words.
     pub(super) fn from_args(args: &BuildArgs) -> anyhow::Result<Self> {
         if let Some(workdir) = &args.workdir {

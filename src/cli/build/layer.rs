@@ -231,7 +231,7 @@ impl Writer {
             }
             Some(Index { toc, tar_split: None, .. }) => {
                 let digest = estargz::finish(toc, &offsets, &mut archive, &mut blob)?;
-                annotations = estargz::annotations(&digest, archive.size());
+                annotations = estargz::annotations(&digest, offsets.end(), archive.size());
             }
         }
         blob.flush()?;

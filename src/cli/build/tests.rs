@@ -213,7 +213,8 @@ async fn a_list_of_what_is_read_first_is_part_of_the_digest() {
         digests.push(tool("skopeo", &["inspect", "--format", "{{.Digest}}", &output]));
         let bundle = temp.path().join(format!("bundle{nth}"));
         unpack(output.trim_start_matches("oci:"), &bundle);
-        assert_eq!(bundle.join("rootfs/.prefetch.landmark").exists(), nth == 0);
+        // Without a list there is the job's program to fetch ahead.
+        assert!(bundle.join("rootfs/.prefetch.landmark").exists());
         let script = std::fs::metadata(bundle.join("rootfs/addon/backup.sh")).unwrap();
         assert_eq!((script.mode() & 0o7777, script.nlink()), (0o4755, 2));
     }

@@ -15,7 +15,9 @@ use super::estargz::OWN_NAMES;
 use super::first;
 use super::format::LayerFormat;
 use super::layer::{BuiltLayer, pack};
+use super::programs;
 use super::tree::{Times, Tree};
+use crate::policy::addon::AddonManifest;
 use crate::policy::digest::Digest;
 
 const MIB: usize = 1 << 20;
@@ -51,8 +53,9 @@ fn sample(dir: &Path) {
 fn built(dir: &Path, prefix: &str, mtime: u64, format: LayerFormat, first: &[&str]) -> BuiltLayer {
     let tree = Tree::walk(dir, prefix, &OWN_NAMES, Times::All(mtime)).unwrap();
     let first: Vec<PathBuf> = first.iter().map(PathBuf::from).collect();
-    let (orders, missing) = first::order(std::slice::from_ref(&tree), &first);
+    let missing = first::missing(std::slice::from_ref(&tree), &first);
     assert!(missing.is_empty(), "{missing:?}");
+    let orders = first::order(std::slice::from_ref(&tree), &first);
     pack(&tree, &orders[0], mtime, format).unwrap()
 }
 
@@ -300,12 +303,53 @@ fn files_asked_for_come_first_with_all_that_leads_to_them() {
     compare(&toc, &members[..15], 4 * MIB);
 
     let tree = Tree::walk(dir, "", &[], Times::All(0)).unwrap();
-    let (_, missing) = first::order(&[tree], &["gone".into(), "big/x".into(), "loop".into(), "/".into()]);
+    let (trees, paths) = ([tree], ["gone".into(), "big/x".into(), "loop".into(), "/".into()]);
+    let missing = first::missing(&trees, &paths);
     assert_eq!(missing.len(), 4, "{missing:?}");
 
     let list = dir.join("list");
     fs::write(&list, "/a\r\n\nb c\n").unwrap();
     assert_eq!(first::read_list(&list).unwrap(), [Path::new("/a"), Path::new("b c")]);
+}
+
+/// What the entrypoints start comes first: the script, its interpreter, the loader and the libraries of that.
+#[test]
+fn programs_come_with_what_they_need() {
+    let temp = tempfile::tempdir().unwrap();
+    let (rootfs, addon) = (temp.path().join("rootfs"), temp.path().join("addon"));
+    fs::create_dir_all(rootfs.join("bin")).unwrap();
+    fs::create_dir_all(rootfs.join("lib64")).unwrap();
+    fs::create_dir_all(rootfs.join("etc")).unwrap();
+    fs::create_dir_all(&addon).unwrap();
+    let program = fs::canonicalize("/bin/sh").unwrap();
+    fs::copy(&program, rootfs.join("bin/dash")).unwrap();
+    symlink("dash", rootfs.join("bin/sh")).unwrap();
+    let listed = std::process::Command::new("ldd").arg(&program).output().unwrap().stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    let files: Vec<&str> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
+    assert!(files.len() > 1, "{listed}");
+    for file in &files {
+        fs::copy(file, rootfs.join("lib64").join(Path::new(file).file_name().unwrap())).unwrap();
+    }
+    fs::write(rootfs.join("etc/other"), "other").unwrap();
+    fs::write(addon.join("start"), "#!/bin/sh\n").unwrap();
+    let manifest = "name: x\nversion: 1.0.0\nentrypoints: [{id: a, command: [/addon/start]}]\n";
+    fs::write(addon.join("manifest.yaml"), manifest).unwrap();
+    let trees = [
+        Tree::walk(&rootfs, "", &[], Times::All(0)).unwrap(),
+        Tree::walk(&addon, "addon", &[], Times::All(0)).unwrap(),
+    ];
+    let manifest = AddonManifest::parse(manifest.as_bytes()).unwrap();
+    let found = programs::of(&manifest.entrypoints, &trees, "/bin");
+    let names: Vec<_> = found.iter().map(|path| path.display().to_string()).collect();
+    assert_eq!(names[..2], ["addon/start", "bin/dash"]);
+    let mut libraries: Vec<_> = names[2..].to_vec();
+    let mut expected: Vec<_> =
+        files.iter().map(|file| format!("lib64/{}", file.rsplit('/').next().unwrap())).collect();
+    libraries.sort();
+    expected.sort();
+    assert_eq!(libraries, expected);
+    assert!(programs::of(&manifest.entrypoints, &[], "/bin").is_empty());
 }
 
 /// A link of the add-on's may lead to a file of the rootfs; of two files under one name the upper one is read.
@@ -323,8 +367,9 @@ fn files_asked_for_are_found_across_layers() {
         Tree::walk(&rootfs, "", &[], Times::All(0)).unwrap(),
         Tree::walk(&addon, "addon", &[], Times::All(0)).unwrap(),
     ];
-    let (orders, missing) = first::order(&trees, &["/addon/link".into(), "/addon/both".into()]);
-    assert!(missing.is_empty());
+    let paths = ["/addon/link".into(), "/addon/both".into()];
+    assert!(first::missing(&trees, &paths).is_empty());
+    let orders = first::order(&trees, &paths);
     let names = |nth: usize| -> Vec<String> {
         orders[nth]
             .entries(&trees[nth])
@@ -341,7 +386,7 @@ fn names_that_a_toc_cannot_hold() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
     let tree = Tree::walk(temp.path(), "", &[], Times::All(0)).unwrap();
-    let (orders, _) = first::order(std::slice::from_ref(&tree), &[]);
+    let orders = first::order(std::slice::from_ref(&tree), &[]);
     for format in [LayerFormat::Estargz, LayerFormat::ZstdChunked] {
         let refused = pack(&tree, &orders[0], 0, format).unwrap_err();
         assert!(format!("{refused:#}").contains("--format zstd or gzip"), "{refused:#}");

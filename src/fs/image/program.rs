@@ -18,11 +18,11 @@ use crate::fetch::layer::Read;
 use crate::fetch::verified::VerifiedBytes;
 
 /// Most files that are read for one start: a browser names about a hundred libraries.
-const MAX_FILES: usize = 128;
+pub const MAX_FILES: usize = 128;
 /// Larger files are left to the loader.
-const MAX_SIZE: u64 = 16 << 20;
+pub const MAX_SIZE: u64 = 16 << 20;
 /// Largest file among the arguments that is read: a script, not the data that it works on.
-const MAX_ARGUMENT: u64 = 256 << 10;
+pub const MAX_ARGUMENT: u64 = 256 << 10;
 /// Symlinks on the way to a file, as the kernel follows.
 const MAX_LINKS: usize = 40;
 /// Where loaders look for libraries, of glibc's and of musl's distributions; the interpreter's own folder comes first.
@@ -43,42 +43,44 @@ const MAX_LINE: usize = 256;
 /// Reads what starting `argv` needs of `image`, so that it is here when the container asks for it. `path` is the
 /// container's `PATH`. Does nothing if the program is here already.
 pub async fn read_ahead(image: &Image, argv: &[String], path: &str) {
-    let Some(program) = argv.first().and_then(|name| find_program(image, name, path)) else { return };
+    let resolve = |path: &str| resolve(image, path);
+    let Some(program) = argv.first().and_then(|name| find_program(name, path, &resolve)) else { return };
     if is_here(image, program) {
         return;
     }
     let mut seen = BTreeSet::from([program]);
     let arguments = argv.iter().skip(1).filter(|word| word.starts_with('/'));
     let small = |node: &u32| size(image, *node).is_some_and(|size| size <= MAX_ARGUMENT);
-    seen.extend(arguments.filter_map(|word| resolve(image, word)).filter(small));
+    seen.extend(arguments.filter_map(|word| resolve(word)).filter(small));
     let mut next: Vec<u32> = seen.iter().copied().collect();
     while !next.is_empty() {
         let read = join_all(next.iter().map(|node| content(image, *node))).await;
         next = read
             .iter()
             .flatten()
-            .flat_map(|bytes| needs(image, bytes, path))
+            .flat_map(|bytes| needs(bytes, path, &resolve))
             .filter(|node| seen.len() < MAX_FILES && seen.insert(*node))
             .collect();
     }
 }
 
-/// The files that a file names: libraries and loader of an ELF file, the interpreter of a script.
-fn needs(image: &Image, bytes: &[u8], path: &str) -> Vec<u32> {
+/// The files that a file names: libraries and loader of an ELF file, the interpreter of a script. `path` is the
+/// program's `PATH`; `resolve` finds a file by its name in the image.
+pub fn needs<F>(bytes: &[u8], path: &str, resolve: &impl Fn(&str) -> Option<F>) -> Vec<F> {
     if let Some(line) = bytes.strip_prefix(b"#!") {
         let line =
             line.get(..MAX_LINE).unwrap_or(line).split(|byte| *byte == b'\n').next().unwrap_or_default();
         let words = String::from_utf8_lossy(line).into_owned();
         let words = words.split_whitespace().take(2);
         // `env` names the program that it looks for.
-        return words.filter_map(|word| find_program(image, word, path)).collect();
+        return words.filter_map(|word| find_program(word, path, resolve)).collect();
     }
     let Some((interpreter, libraries)) = dynamic(bytes) else { return Vec::new() };
     let own =
         interpreter.as_deref().and_then(|path| path.rsplit_once('/')).map(|(folder, _)| folder.to_owned());
     let dirs: Vec<&str> = own.as_deref().into_iter().chain(LIBRARY_DIRS).collect();
-    let find = |name: &String| dirs.iter().find_map(|dir| resolve(image, &format!("{dir}/{name}")));
-    let loader = interpreter.as_deref().and_then(|path| resolve(image, path));
+    let find = |name: &String| dirs.iter().find_map(|dir| resolve(&format!("{dir}/{name}")));
+    let loader = interpreter.as_deref().and_then(resolve);
     loader.into_iter().chain(libraries.iter().filter_map(find)).collect()
 }
 
@@ -109,11 +111,11 @@ fn dynamic(bytes: &[u8]) -> Option<(Option<String>, Vec<String>)> {
 }
 
 /// Where a program's name leads: a path, or what is found in `PATH`.
-fn find_program(image: &Image, name: &str, path: &str) -> Option<u32> {
+pub fn find_program<F>(name: &str, path: &str, resolve: &impl Fn(&str) -> Option<F>) -> Option<F> {
     if name.contains('/') {
-        return resolve(image, name);
+        return resolve(name);
     }
-    path.split(':').find_map(|dir| resolve(image, &format!("{dir}/{name}")))
+    path.split(':').find_map(|dir| resolve(&format!("{dir}/{name}")))
 }
 
 /// The regular file that a path inside the image leads to.

@@ -17,11 +17,10 @@ use super::cgroup::Limits;
 use super::seccomp;
 use super::user::JobUser;
 use crate::jobs::executor::{DATA_DIR_INSIDE, LaunchSpec, NetworkSpec, RUN_DIR_INSIDE, SECRETS_INSIDE};
+use crate::policy::image_config::DEFAULT_PATH;
 
 /// `/dev/shm` gets no more than this; a job that asked for a smaller `/tmp` gets no more than that.
 const SHM_BYTES: u64 = 64 << 20;
-/// For images that set no PATH: the usual one of container engines.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The folder that holds args.json, `RUN_DIR` and `DATA_DIR`.
 pub(super) const FOLDER_INSIDE: &str = "/run/addonfs";
 
