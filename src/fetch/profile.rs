@@ -148,14 +148,55 @@ impl Profile {
     /// Fetches what the start of `job` reads of `layers` and what is not here, in the order of need. Returns when all of it
     /// is here; dropping the future leaves what is under way to those who wait for it.
     pub async fn replay(&self, job: &str, layers: &[Layer]) -> Result<(), FetchError> {
-        for start in self.jobs.get(job).into_iter().flatten() {
-            if let Some(layer) = layers.iter().find(|layer| layer.descriptor().digest == start.layer) {
-                let ranges = start.ranges.iter().map(|&(start, end)| start..end);
-                layer.fetch_ranges(ranges, PARALLEL).await?;
+        fetch(self.jobs.get(job).map_or(&[], Vec::as_slice), layers).await
+    }
+
+    /// Fetches what the starts of all jobs that are known read, likewise.
+    pub async fn replay_common(&self, layers: &[Layer]) -> Result<(), FetchError> {
+        fetch(&self.common(), layers).await
+    }
+
+    fn common(&self) -> Vec<LayerRanges> {
+        let mut jobs = self.jobs.values();
+        let mut common = jobs.next().cloned().unwrap_or_default();
+        for other in jobs {
+            for layer in &mut common {
+                let others = other.iter().find(|other| other.layer == layer.layer);
+                layer.ranges = others.map_or_else(Vec::new, |other| both(&layer.ranges, &other.ranges));
             }
         }
-        Ok(())
+        common
     }
+}
+
+async fn fetch(starts: &[LayerRanges], layers: &[Layer]) -> Result<(), FetchError> {
+    for start in starts {
+        if let Some(layer) = layers.iter().find(|layer| layer.descriptor().digest == start.layer) {
+            let ranges = start.ranges.iter().map(|&(start, end)| start..end);
+            layer.fetch_ranges(ranges, PARALLEL).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What is in ranges of both, in the order of the first.
+fn both(one: &[(u64, u64)], other: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    // Disjoint and sorted, so that a profile of any shape takes no longer than it has ranges.
+    let mut sorted: Vec<(u64, u64)> = other.to_vec();
+    sorted.sort_unstable();
+    let mut disjoint: Vec<(u64, u64)> = Vec::with_capacity(sorted.len());
+    for (start, end) in sorted {
+        match disjoint.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => disjoint.push((start, end)),
+        }
+    }
+    let overlaps = |&(start, end): &(u64, u64)| {
+        let first = disjoint.partition_point(|other| other.1 <= start);
+        let rest = disjoint.iter().skip(first).take_while(move |other| other.0 < end);
+        rest.map(move |other| (start.max(other.0), end.min(other.1)))
+    };
+    one.iter().flat_map(overlaps).collect()
 }
 
 /// Ranges in the order of need as few requests: what lies close together is one, as early as its first part.
@@ -186,6 +227,21 @@ mod tests {
         let needed = [FAR..FAR + 100, 5000..6000, 0..100, 200_000..200_010, FAR + 1000..FAR + 2000, 100..200];
         assert_eq!(coalesce(&needed), [(FAR, FAR + 2000), (0, 6000), (200_000, 200_010)]);
         assert_eq!(coalesce(&[]), []);
+    }
+
+    #[test]
+    fn what_all_starts_read_is_common() {
+        let ranges = |layer: &[u8], ranges: &[(u64, u64)]| LayerRanges {
+            layer: Digest::of(layer),
+            ranges: ranges.to_vec(),
+        };
+        let mut profile = Profile::new(Digest::of(b"image"));
+        assert_eq!(profile.common(), []);
+        let first = vec![ranges(b"a", &[(50, 90), (0, 10)]), ranges(b"b", &[(0, 5)])];
+        profile.jobs.insert("one".into(), first.clone());
+        assert_eq!(profile.common(), first);
+        profile.jobs.insert("two".into(), vec![ranges(b"a", &[(5, 60), (80, 100)])]);
+        assert_eq!(profile.common(), [ranges(b"a", &[(50, 60), (80, 90), (5, 10)]), ranges(b"b", &[])]);
     }
 
     #[tokio::test]

@@ -193,6 +193,9 @@ impl Acquisition<'_> {
         self.board.apply(self.seat, Transition::Index);
         let layers: Vec<Layer> = layers.into_iter().flatten().collect();
         self.publish(way.documents, layers.clone()).await?;
+        if let Some(starts) = &self.rooms.starts {
+            starts.shown(way.documents.digest, layers.clone());
+        }
         Ok(layers)
     }
 

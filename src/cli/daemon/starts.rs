@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::try_join_all;
 use tokio::sync::watch;
 
 use crate::cli::profile;
@@ -34,7 +35,7 @@ pub(crate) struct Starts {
     images: Arc<Images>,
     /// Held while a profile is written, because jobs of one image may start together.
     writing: Mutex<()>,
-    /// Images whose published profile is being looked for.
+    /// Images that are new here, and whose published profile is being looked for.
     asked: Mutex<HashMap<Digest, watch::Receiver<bool>>>,
 }
 
@@ -50,11 +51,15 @@ impl Starts {
     /// Looks for the profile that was published beside `image`, once, unless one is known.
     pub(crate) fn look(self: &Arc<Self>, image: Digest, source: &Arc<dyn BlobSource>) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.contains_key(&image) || self.path(&image).exists() {
+        if asked.contains_key(&image) {
             return;
         }
         let (done, waiting) = watch::channel(false);
         asked.insert(image, waiting);
+        if self.path(&image).exists() {
+            done.send_replace(true);
+            return;
+        }
         let (starts, source) = (Arc::clone(self), Arc::clone(source));
         tokio::spawn(async move {
             match Profile::published(source.as_ref(), &image).await {
@@ -79,6 +84,25 @@ impl Starts {
             // Whoever looks is gone if this fails, and nothing will come.
             let _ = waiting.wait_for(|done| *done).await;
         }
+    }
+
+    /// An image is in the tree: if it is new here, what all its starts read is fetched, or if none is known what its
+    /// builder put first.
+    pub(crate) fn shown(self: &Arc<Self>, image: Digest, layers: Vec<Layer>) {
+        if !self.asked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&image) {
+            return;
+        }
+        let starts = Arc::clone(self);
+        tokio::spawn(async move {
+            starts.looked(&image).await;
+            let fetched = match starts.profile(&image) {
+                Some(profile) => profile.replay_common(&layers).await,
+                None => try_join_all(layers.iter().map(Layer::fetch_to_landmark)).await.map(drop),
+            };
+            if let Err(error) = fetched {
+                tracing::info!(%image, %error, "what a start reads first could not be fetched ahead");
+            }
+        });
     }
 
     /// A run is about to start on `image`, which is in the tree.

@@ -10,7 +10,8 @@
 //! | this | known, ingested, read, backing |
 //! | `local` | what the store can answer |
 //! | `flight` | fetching spans, once each |
-//! | `ahead`, `fill`, `record` | fetching what nobody asked for: neighbours, everything, what an earlier start read |
+//! | `ahead`, `fill` | fetching what nobody asked for: neighbours, everything |
+//! | `record`, `landmark` | … what an earlier start read, what the builder says that one reads |
 //! | `arriving` | a layer before it is proven, for streaming trees only |
 //! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
 //! | `contents` | what of the store is one layer's |
@@ -27,6 +28,7 @@ mod fill;
 mod flight;
 mod headers;
 mod landing;
+mod landmark;
 mod learned;
 mod local;
 mod proven;
@@ -73,14 +75,15 @@ pub struct Opening<'a> {
 }
 
 impl Default for Opening<'_> {
-    /// No tag, no zTOC, 768 KiB.
+    /// No tag, no zTOC, 1280 KiB.
     fn default() -> Self {
         Self { tag: None, ztoc: None, whole_up_to: SMALL_BLOB, arriving: None }
     }
 }
 
-/// A table of contents and a first chunk are three round trips, 60 ms on a fair line, in which 100 Mbit/s bring this much.
-const SMALL_BLOB: u64 = 768 << 10;
+/// A table of contents and a first chunk are three round trips to a registry that takes 10 ms of its own, 100 ms on a
+/// fair line, in which 100 Mbit/s bring this much.
+const SMALL_BLOB: u64 = 1280 << 10;
 
 /// Most bytes one [`Layer::read`] returns; the kernel asks for 1 MiB at most.
 const MAX_READ: u64 = 16 << 20;
