@@ -12,6 +12,8 @@ fn ordinary(s: &Session) -> (String, Vec<String>) {
         s.write(&format!("tools/large-{number}.bin"), noise(number + 1, 1 << 20));
     }
     s.write("tools/small.txt", "a small file\n");
+    // Both layers are larger than what is fetched whole anyway.
+    s.write("rootfs/data.bin", noise(9, 1 << 20));
     let words = "build tools --rootfs rootfs --format gzip --tag v1 --output oci:tools.oci";
     s.addonfs(words.split(' ')).ok();
     let digest = s.push("tools");

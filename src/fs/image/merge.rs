@@ -28,7 +28,7 @@ pub(super) const NAME_MAX: usize = 255;
 pub(super) const PATH_MAX: usize = 4096;
 /// As many symlinks as umoci follows on one path.
 pub(super) const MAX_LINKS: usize = 255;
-/// Bounds memory while merging (about 200 bytes each); the largest images known have about a million.
+/// Bounds memory while merging (about 130 bytes each); the largest images known have about a million.
 const MAX_NODES: usize = 16 << 20;
 
 /// Attributes of a node.
@@ -44,16 +44,16 @@ pub(super) struct Attributes {
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct Node<'a> {
     pub(super) attributes: Attributes,
-    pub(super) body: Body,
+    pub(super) body: Body<'a>,
 }
 
 #[derive(Debug)]
-pub(super) enum Body {
-    Dir(BTreeMap<Box<[u8]>, Edge>),
+pub(super) enum Body<'a> {
+    Dir(BTreeMap<&'a [u8], Edge>),
     File { layer: u32, file: u32, size: u64 },
-    Symlink(Box<[u8]>),
+    Symlink(&'a [u8]),
     Char { major: u32, minor: u32 },
     Block { major: u32, minor: u32 },
     Fifo,
@@ -62,39 +62,43 @@ pub(super) enum Body {
 /// A name in a directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Edge {
-    pub(super) node: usize,
+    pub(super) node: u32,
     /// The last layer (from 1) that brought this name or something below it.
     touched: u32,
 }
 
-/// Layers applied so far. Node 0 is the root.
+/// Layers applied so far. Node 0 is the root. Names are the layers' own: nothing is copied of their indexes.
 #[derive(Debug)]
-pub struct Merge {
-    pub(super) nodes: Vec<Node>,
+pub struct Merge<'a> {
+    pub(super) nodes: Vec<Node<'a>>,
     pub(super) created: i64,
     pub(super) layers: u32,
     pub(super) xattrs: XattrSets,
+    /// The directory of the last entry of this layer, by the path that led there: most entries come after one of the same
+    /// directory. Forgotten when anything is replaced or removed, which may lie on that path.
+    last: Option<(&'a [u8], u32)>,
 }
 
 /// One component of a resolved path: its name, and its node if it exists.
-struct Step {
-    name: Box<[u8]>,
-    node: Option<usize>,
+struct Step<'a> {
+    name: &'a [u8],
+    node: Option<u32>,
 }
 
 type Reason = &'static str;
 
-impl Merge {
+impl<'a> Merge<'a> {
     /// No layer yet. `created` is the image config's time in seconds: the mtime of directories that no layer names.
     pub fn new(created: i64) -> Self {
-        let mut merge = Self { nodes: Vec::new(), created, layers: 0, xattrs: XattrSets::new() };
+        let mut merge = Self { nodes: Vec::new(), created, layers: 0, xattrs: XattrSets::new(), last: None };
         merge.nodes.push(merge.implied_dir());
         merge
     }
 
     /// Applies the next layer's entries, in tar order.
-    pub fn apply<'a>(&mut self, entries: impl Iterator<Item = Entry<'a>>) -> Result<(), TreeError> {
+    pub fn apply(&mut self, entries: impl Iterator<Item = Entry<'a>>) -> Result<(), TreeError> {
         self.layers += 1;
+        self.last = None;
         let layer = self.layers;
         for entry in entries {
             self.entry(&entry).map_err(|reason| TreeError::Entry {
@@ -106,7 +110,7 @@ impl Merge {
         Ok(())
     }
 
-    fn implied_dir(&self) -> Node {
+    fn implied_dir(&self) -> Node<'a> {
         let attributes = Attributes {
             mode: 0o755,
             uid: 0,
@@ -118,7 +122,7 @@ impl Merge {
         Node { attributes, body: Body::Dir(BTreeMap::new()) }
     }
 
-    fn entry(&mut self, entry: &Entry<'_>) -> Result<(), Reason> {
+    fn entry(&mut self, entry: &Entry<'a>) -> Result<(), Reason> {
         if entry.path.len() > PATH_MAX {
             return Err("the path is longer than 4096 bytes");
         }
@@ -138,12 +142,22 @@ impl Merge {
         if name.len() > NAME_MAX {
             return Err("a name is longer than 255 bytes");
         }
-        let steps = self.resolve(parent)?;
-        let dir = self.make_dirs(&steps)?;
+        let dir = match self.last {
+            Some((path, dir)) if path == parent => dir,
+            _ => self.directory(parent)?,
+        };
         let node = self.place(dir, name, entry)?;
         self.link(dir, name, node);
-        self.touch(&steps);
         Ok(())
+    }
+
+    /// The directory that `path` leads to, made where it is missing, and marked as brought by this layer.
+    fn directory(&mut self, path: &'a [u8]) -> Result<u32, Reason> {
+        let steps = self.resolve(path)?;
+        let dir = self.make_dirs(&steps)?;
+        self.touch(&steps);
+        self.last = Some((path, dir));
+        Ok(dir)
     }
 
     fn root(&mut self, entry: &Entry<'_>) -> Result<(), Reason> {
@@ -155,9 +169,9 @@ impl Merge {
     }
 
     /// Follows `path` from the root as far as it exists; what does not exist is taken literally.
-    fn resolve(&self, path: &[u8]) -> Result<Vec<Step>, Reason> {
-        let mut steps: Vec<Step> = Vec::new();
-        let mut todo: Vec<&[u8]> = path.split(|byte| *byte == b'/').rev().collect();
+    fn resolve(&self, path: &'a [u8]) -> Result<Vec<Step<'a>>, Reason> {
+        let mut steps: Vec<Step<'a>> = Vec::new();
+        let mut todo: Vec<&'a [u8]> = path.split(|byte| *byte == b'/').rev().collect();
         let mut links = 0;
         while let Some(name) = todo.pop() {
             match name {
@@ -170,7 +184,7 @@ impl Merge {
             }
             let here = steps.last().map_or(Some(0), |step| step.node);
             let node = here.and_then(|here| self.child(here, name)).map(|edge| edge.node);
-            if let Some(Body::Symlink(target)) = node.map(|node| &self.nodes[node].body) {
+            if let Some(Body::Symlink(target)) = node.map(|node| &self.nodes[node as usize].body) {
                 links += 1;
                 if links > MAX_LINKS {
                     return Err("its directory lies behind a loop of symbolic links");
@@ -184,27 +198,27 @@ impl Merge {
             if name.len() > NAME_MAX || steps.len() >= PATH_MAX / 2 {
                 return Err("its directory's name or depth is more than a path can have");
             }
-            steps.push(Step { name: name.into(), node });
+            steps.push(Step { name, node });
         }
         Ok(steps)
     }
 
-    fn child(&self, dir: usize, name: &[u8]) -> Option<Edge> {
-        match &self.nodes[dir].body {
+    fn child(&self, dir: u32, name: &[u8]) -> Option<Edge> {
+        match &self.nodes[dir as usize].body {
             Body::Dir(children) => children.get(name).copied(),
             _ => None,
         }
     }
 
     /// The node of a resolved directory; its missing parts are made, as implied directories.
-    fn make_dirs(&mut self, steps: &[Step]) -> Result<usize, Reason> {
+    fn make_dirs(&mut self, steps: &[Step<'a>]) -> Result<u32, Reason> {
         let mut dir = 0;
         for step in steps {
             dir = match step.node {
                 Some(node) => node,
                 None => {
                     let node = self.add(self.implied_dir())?;
-                    self.link(dir, &step.name, node);
+                    self.link(dir, step.name, node);
                     node
                 }
             };
@@ -215,51 +229,54 @@ impl Merge {
         Ok(dir)
     }
 
-    fn is_dir(&self, node: usize) -> bool {
-        matches!(self.nodes[node].body, Body::Dir(_))
+    fn is_dir(&self, node: u32) -> bool {
+        matches!(self.nodes[node as usize].body, Body::Dir(_))
     }
 
-    fn add(&mut self, node: Node) -> Result<usize, Reason> {
+    fn add(&mut self, node: Node<'a>) -> Result<u32, Reason> {
         if self.nodes.len() >= MAX_NODES {
             return Err("the image has more than 16 million entries");
         }
         self.nodes.push(node);
-        Ok(self.nodes.len() - 1)
+        // no overflow: their number is bounded
+        Ok((self.nodes.len() - 1) as u32)
     }
 
     /// Gives `name` to `node`, in place of whatever had it.
-    fn link(&mut self, dir: usize, name: &[u8], node: usize) {
+    fn link(&mut self, dir: u32, name: &'a [u8], node: u32) {
         let edge = Edge { node, touched: self.layers };
-        if let Body::Dir(children) = &mut self.nodes[dir].body {
-            children.insert(name.into(), edge);
+        if let Body::Dir(children) = &mut self.nodes[dir as usize].body {
+            children.insert(name, edge);
         }
     }
 
-    fn unlink(&mut self, dir: usize, name: &[u8]) {
-        if let Body::Dir(children) = &mut self.nodes[dir].body {
-            children.remove(name);
+    fn unlink(&mut self, dir: u32, name: &[u8]) {
+        if let Body::Dir(children) = &mut self.nodes[dir as usize].body
+            && children.remove(name).is_some()
+        {
+            self.last = None;
         }
     }
 
     /// Marks a path as brought by this layer.
-    fn touch(&mut self, steps: &[Step]) {
+    fn touch(&mut self, steps: &[Step<'a>]) {
         let layer = self.layers;
         let mut dir = 0;
         for step in steps {
             let Body::Dir(children) = &mut self.nodes[dir].body else { return };
-            let Some(edge) = children.get_mut(&step.name) else { return };
+            let Some(edge) = children.get_mut(step.name) else { return };
             edge.touched = layer;
-            dir = edge.node;
+            dir = edge.node as usize;
         }
     }
 
     /// The node that `dir/name` is to be: the old directory with new attributes, a hard link's target, or a new one.
-    fn place(&mut self, dir: usize, name: &[u8], entry: &Entry<'_>) -> Result<usize, Reason> {
+    fn place(&mut self, dir: u32, name: &[u8], entry: &Entry<'a>) -> Result<u32, Reason> {
         let old = self.child(dir, name).map(|edge| edge.node);
         if let (Some(old), EntryKind::Dir) = (old, entry.kind)
             && self.is_dir(old)
         {
-            self.nodes[old].attributes = self.attributes(entry)?;
+            self.nodes[old as usize].attributes = self.attributes(entry)?;
             return Ok(old);
         }
         self.unlink(dir, name);
@@ -282,7 +299,7 @@ impl Merge {
         })
     }
 
-    fn hardlink_target(&self, target: &[u8]) -> Result<usize, Reason> {
+    fn hardlink_target(&self, target: &'a [u8]) -> Result<u32, Reason> {
         const MISSING: Reason = "a hard link to something that does not exist";
         let (parent, name) = split(target);
         let steps = self.resolve(parent)?;
@@ -291,7 +308,7 @@ impl Merge {
         if self.is_dir(node) { Err("a hard link to a directory") } else { Ok(node) }
     }
 
-    fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<(), Reason> {
+    fn whiteout(&mut self, parent: &'a [u8], name: &[u8]) -> Result<(), Reason> {
         let steps = self.resolve(parent)?;
         let dir = steps.last().map_or(Some(0), |step| step.node);
         let hidden = &name[WHITEOUT.len()..];
@@ -313,11 +330,12 @@ impl Merge {
     }
 
     /// Removes everything below `dir` that this layer did not bring.
-    fn hide_lower(&mut self, dir: usize) {
+    fn hide_lower(&mut self, dir: u32) {
         let layer = self.layers;
+        self.last = None;
         let mut todo = vec![dir];
         while let Some(dir) = todo.pop() {
-            if let Body::Dir(children) = &mut self.nodes[dir].body {
+            if let Body::Dir(children) = &mut self.nodes[dir as usize].body {
                 children.retain(|_, edge| edge.touched == layer);
                 todo.extend(children.values().map(|edge| edge.node));
             }
@@ -338,12 +356,12 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn body(entry: &Entry<'_>, layer: u32) -> Body {
+fn body<'a>(entry: &Entry<'a>, layer: u32) -> Body<'a> {
     match entry.kind {
         // a hard link never gets here: it has its target's node
         EntryKind::Dir | EntryKind::Hardlink { .. } => Body::Dir(BTreeMap::new()),
         EntryKind::File { file, size } => Body::File { layer, file, size },
-        EntryKind::Symlink { target } => Body::Symlink(target.into()),
+        EntryKind::Symlink { target } => Body::Symlink(target),
         EntryKind::Char { major, minor } => Body::Char { major, minor },
         EntryKind::Block { major, minor } => Body::Block { major, minor },
         EntryKind::Fifo => Body::Fifo,

@@ -77,10 +77,9 @@ fn merged(merge: &Merge) -> Listing {
         let what = match &node.body {
             merge::Body::Dir(children) => {
                 let names = children.iter();
-                todo.extend(
-                    names
-                        .map(|(name, edge)| (format!("{path}/{}", String::from_utf8_lossy(name)), edge.node)),
-                );
+                todo.extend(names.map(|(name, edge)| {
+                    (format!("{path}/{}", String::from_utf8_lossy(name)), edge.node as usize)
+                }));
                 "directory".to_owned()
             }
             merge::Body::File { layer, file, .. } => format!("{layer}.{file}"),
