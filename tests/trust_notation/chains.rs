@@ -68,6 +68,19 @@ fn chains_must_be_what_the_specification_demands() {
             refused(name, judge(&trust, media_type, &envelope), Check::Integrity, words);
         }
     }
+    // What is outside of the signed part of a certificate must not say another algorithm than inside.
+    let mut chain = all["good"].clone();
+    let name = [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+    let at = chain[0].windows(name.len()).rposition(|window| window == name).unwrap();
+    chain[0][at + 7] = 3;
+    for (media_type, envelope) in (Draft { chain, ..Draft::good() }).both() {
+        refused(
+            "two algorithms",
+            judge(&trust, media_type, &envelope),
+            Check::Integrity,
+            "two signature algorithms",
+        );
+    }
     let hundred = Draft { chain: vec![all["good"][0].clone(); 100], ..Draft::good() };
     for (media_type, envelope) in hundred.both() {
         refused("a hundred", judge(&trust, media_type, &envelope), Check::Integrity, "at most 10");

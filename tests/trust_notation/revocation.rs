@@ -60,6 +60,7 @@ fn revocation_is_known_from_lists_or_not_known() {
         ("crl", &["elsewhere.crl"], "does not cover"),
         ("crl", &["has-changes.crl"], "they are not at hand"),
         ("crl", &["has-changes.crl", "changes-too-new.crl"], "they are not at hand"),
+        ("crl", &["has-changes-later.crl", "changes.crl"], "they are not at hand"),
         ("crl", &["good.crl", "changes-revoked.crl"], "is revoked since"),
         ("crl", &["changes.crl"], "no revocation list of its issuer"),
     ] {

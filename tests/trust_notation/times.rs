@@ -61,6 +61,14 @@ fn timestamps_must_be_of_this_signature_by_a_trusted_authority() {
             "has no timestamp",
         );
     }
+    for format in ["jws", "cose"] {
+        let late = fixture(&format!("envelopes/late.{format}"));
+        check(
+            "stamped too late",
+            judge(&stamped, media_type(format), &late),
+            "was expired at the time of the timestamp",
+        );
+    }
     let other = trust(with("trustStores", json!(["ca:acme", "tsa:gone"])));
     for format in ["jws", "cose"] {
         let (full, brief) =

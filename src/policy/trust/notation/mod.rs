@@ -17,6 +17,7 @@
 
 mod algorithm;
 mod asn1;
+mod ber;
 mod certificate;
 mod chain;
 mod cose;

@@ -1,7 +1,9 @@
 //! Timestamps: an RFC 3161 token over a signature, proven by a timestamping authority of the trust stores
 //! ("Validate Trusted Timestamp" in Notary's `trust-store-trust-policy.md`; RFC 5652, section 5, for the envelope around it).
 //!
-//! Tokens must be DER and name their signer by `signingCertificateV2` (RFC 5816), as notation demands, too.
+//! Tokens must name their signer by `signingCertificateV2` (RFC 5816), as notation demands, too.
+
+use std::borrow::Cow;
 
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -11,7 +13,7 @@ use super::algorithm::{self, Hash};
 use super::asn1::{Element, elements};
 use super::certificate::Certificate;
 use super::chain::{self, Purpose};
-use super::{MAX_CHAIN, MAX_TIMESTAMP};
+use super::{MAX_CHAIN, MAX_TIMESTAMP, ber};
 
 const SIGNED_DATA: &str = "1.2.840.113549.1.7.2";
 const TST_INFO: &str = "1.2.840.113549.1.9.16.1.4";
@@ -41,11 +43,13 @@ pub(super) fn verify(token: &[u8], signature: &[u8], roots: &[&Certificate]) -> 
     if token.len() > MAX_TIMESTAMP {
         return Err(format!("the timestamp has {} bytes: at most {MAX_TIMESTAMP} are read", token.len()));
     }
-    let token = Token::parse(token).map_err(|reason| format!("the timestamp is malformed: {reason}"))?;
+    let malformed = |reason: String| format!("the timestamp is malformed: {reason}");
+    let der: Cow<'_, [u8]> =
+        if ber::is_indefinite(token) { ber::to_der(token).map_err(malformed)?.into() } else { token.into() };
+    let token = Token::parse(&der).map_err(malformed)?;
     let signer = token.signer()?;
     token.check_signature(signer)?;
-    let info =
-        Info::parse(token.content).map_err(|reason| format!("the timestamp is malformed: {reason}"))?;
+    let info = Info::parse(token.content).map_err(malformed)?;
     if info.imprint.of(signature) != info.message {
         return Err("the timestamp is over another signature".to_owned());
     }
@@ -347,7 +351,11 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
     use time::macros::datetime;
 
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
+
     use super::*;
+    use crate::policy::digest::Digest;
     use crate::policy::trust::pem;
 
     fn fixture(name: &str) -> Vec<u8> {
@@ -381,6 +389,73 @@ mod tests {
                 Err(reason) => assert!(!words.is_empty() && reason.contains(words), "{name}: {reason}"),
             }
             assert!(verify(&token, b"message", &[]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_token_in_ber_says_the_same() {
+        let tokens: BTreeMap<String, String> = serde_json::from_slice(&fixture("tokens.json")).unwrap();
+        let (_, root) = pem::decode(&fixture("trust-store/x509/tsa/acme-time/root.pem")).unwrap();
+        let root = Certificate::from_der(&root).unwrap();
+        let token = ber::tests::to_ber(&STANDARD.decode(&tokens["below"]).unwrap());
+        assert_eq!(verify(&token, b"message", &[&root]).unwrap().chain.len(), 3);
+        assert!(verify(&token, b"massage", &[&root]).is_err());
+        assert!(verify(token.get(..token.len() - 2).unwrap(), b"message", &[&root]).is_err());
+    }
+
+    /// `token` with `old` replaced by `new`, of the same length, where it first stands in the signed attributes or, if
+    /// it does not, in the content; signed again by the authority, the way openssl does.
+    fn resigned(token: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
+        let (_, key) = pem::decode(&fixture("time.key")).unwrap();
+        let key = RsaKeyPair::from_pkcs8(&key).unwrap();
+        let parsed = Token::parse(token).unwrap();
+        let place = |part: &[u8]| {
+            let start = part.as_ptr() as usize - token.as_ptr() as usize;
+            start..start + part.len()
+        };
+        let (content, attributes) = (place(parsed.content), place(parsed.attributes.bytes));
+        let digest = place(parsed.attribute(MESSAGE_DIGEST).unwrap().octets().unwrap());
+        let signature = place(parsed.signature);
+        let mut changed = token.to_vec();
+        let replace = |bytes: &mut [u8]| {
+            let at = bytes.windows(old.len()).position(|window| window == old)?;
+            bytes[at..at + old.len()].copy_from_slice(new);
+            Some(())
+        };
+        if replace(&mut changed[attributes.clone()]).is_none() {
+            replace(&mut changed[content.clone()]).unwrap();
+            let hash = parsed.hash.of(&changed[content]);
+            changed[digest].copy_from_slice(&hash);
+        }
+        let mut signed = changed[attributes].to_vec();
+        signed[0] = 0x31;
+        key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), &signed, &mut changed[signature]).unwrap();
+        changed
+    }
+
+    /// What an authority would have to sign itself.
+    #[test]
+    fn what_an_authority_signs_must_fit_together() {
+        let tokens: BTreeMap<String, String> = serde_json::from_slice(&fixture("tokens.json")).unwrap();
+        let (_, root) = pem::decode(&fixture("trust-store/x509/tsa/acme-time/root.pem")).unwrap();
+        let root = Certificate::from_der(&root).unwrap();
+        let token = STANDARD.decode(&tokens["good"]).unwrap();
+        let hash = Digest::of(Token::parse(&token).unwrap().signer().unwrap().der());
+        let imprint = Digest::of(b"message");
+        let accuracy = [0x30, 7, 2, 1, 1, 0x80, 2, 1, 0xf4];
+        assert!(verify(&resigned(&token, &accuracy, &accuracy), b"message", &[&root]).is_ok());
+        for (old, new, words) in [
+            (&hash.as_bytes()[..], &[7; 32][..], "names another certificate"),
+            (&imprint.as_bytes()[..], &[7; 32], "over another signature"),
+            (&[2, 1, 1, 6, 3], &[2, 1, 2, 6, 3], "not of version 1"),
+            (&[0x30, 7, 2, 1, 1, 0x80], &[0x30, 7, 2, 1, 0xff, 0x80], "accuracy is negative"),
+            (&[0x30, 7, 2, 1, 1, 0x80], &[0x30, 7, 4, 1, 1, 0x80], "accuracy is no number"),
+            // the TSTInfo calls itself data
+            (&[0x10, 1, 4], &[0x10, 1, 5], "is expected"),
+            (&[0x18, 15, b'2'], &[0x18, 15, b'Y'], "no GeneralizedTime"),
+        ] {
+            let reason = verify(&resigned(&token, old, new), b"message", &[&root]).unwrap_err();
+            assert!(reason.contains(words), "{words:?}: {reason}");
         }
     }
 
