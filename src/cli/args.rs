@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use super::build::BuildArgs;
 use super::cache::CacheArgs;
 use super::cancel::CancelArgs;
+use super::explain::PolicyArgs;
 use super::index::IndexArgs;
 use super::jobs::JobsArgs;
 use super::keygen::KeygenArgs;
@@ -22,6 +23,7 @@ use super::runs::RunsArgs;
 use super::sign::SignArgs;
 use super::status::StatusArgs;
 use super::umount::UmountArgs;
+use super::verify::VerifyArgs;
 
 /// Add-ons from container registries, mounted as files.
 #[derive(Debug, Parser)]
@@ -50,6 +52,8 @@ pub(crate) enum Command {
     Push(PushArgs),
     Keygen(KeygenArgs),
     Sign(SignArgs),
+    Verify(VerifyArgs),
+    Policy(PolicyArgs),
     Index(IndexArgs),
     Profile(ProfileArgs),
     Run(RunArgs),

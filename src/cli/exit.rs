@@ -5,6 +5,17 @@ use std::process::ExitCode;
 /// Something was refused or failed.
 pub(crate) const FAILURE: u8 = 1;
 
+/// Of commands that answer a question: the answer could not be found out.
+const UNKNOWN: u8 = 2;
+
+/// The result of a command whose exit code is an answer: an error is none, and must not look like a no.
+pub(crate) fn answered(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+    result.or_else(|error| {
+        eprintln!("addonfs: {error:#}");
+        Ok(ExitCode::from(UNKNOWN))
+    })
+}
+
 /// Prints the error with its causes, unless it is a broken pipe, which is no news to anybody.
 pub(crate) fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {

@@ -17,6 +17,7 @@ mod daemon;
 mod daemon_status;
 mod dirs;
 mod exit;
+mod explain;
 mod index;
 mod job_files;
 mod jobs;
@@ -37,8 +38,10 @@ mod run;
 mod runs;
 mod sign;
 mod status;
+mod subject;
 mod table;
 mod umount;
+mod verify;
 
 /// Runs the program: a command, or one of the roles in which it starts itself again.
 pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
@@ -71,6 +74,8 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Push(args) => asynchronous(push::run(args)),
         Command::Keygen(args) => asynchronous(keygen::run(args)),
         Command::Sign(args) => asynchronous(sign::run(args)),
+        Command::Verify(args) => exit::answered(asynchronous(verify::run(args))),
+        Command::Policy(args) => exit::answered(asynchronous(explain::run(args))),
         Command::Index(args) => asynchronous(index::run(args)),
         Command::Profile(args) => asynchronous(profile::run(args)),
         Command::Run(args) => run::run(args),

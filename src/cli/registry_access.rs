@@ -32,6 +32,17 @@ pub(crate) fn options(insecure: bool, config: Option<&Path>) -> anyhow::Result<R
     Ok(RegistryOptions { insecure, registries, credentials, ..RegistryOptions::default() })
 }
 
+/// Options for the registries of a configuration that was read.
+pub(crate) fn options_of(config: &Config, insecure: bool) -> RegistryOptions {
+    let credentials = Credentials::from_docker_config(
+        config.docker_config.clone(),
+        |name| std::env::var_os(name),
+        helper_runner(),
+    );
+    let registries = config.registries.clone();
+    RegistryOptions { insecure, registries, credentials, ..RegistryOptions::default() }
+}
+
 /// Opens where `image` is, and finds its digest: the one it is pinned to, what its tag names, or the only image of
 /// a layout.
 pub(crate) async fn open_image(

@@ -102,6 +102,12 @@ impl AdmittedAddon {
 
 /// The checks that need nothing from the registry; to be made before it is asked for anything.
 pub fn source(policy: &Policy, spec: &SourceSpec) -> Result<(), Denied> {
+    consent(spec)?;
+    policy.check_registry(&spec.image.location).map(|_covered| ())
+}
+
+/// Whether the configuration consents to the source.
+pub fn consent(spec: &SourceSpec) -> Result<(), Denied> {
     if !spec.trusted {
         return Err(Denied::new(
             Code::SourceTrustRequired,
@@ -112,7 +118,7 @@ pub fn source(policy: &Policy, spec: &SourceSpec) -> Result<(), Denied> {
             ),
         ));
     }
-    policy.check_registry(&spec.image.location).map(|_covered| ())
+    Ok(())
 }
 
 /// What this source's signatures are for: the policy's mode, or `Required` where the source demands it.
@@ -190,7 +196,8 @@ pub fn decision(spec: &SourceSpec, outcome: Result<&AdmittedImage, &Denied>) -> 
     }
 }
 
-fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
+/// Whose signatures count for the source.
+pub fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
     policy.trust.for_source(spec.trust.as_ref())
 }
 

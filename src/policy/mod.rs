@@ -12,6 +12,7 @@ pub mod code;
 pub mod digest;
 pub mod duration;
 pub mod event;
+pub mod explain;
 pub mod fields;
 pub mod image;
 pub mod image_config;

@@ -17,5 +17,6 @@ mod reload;
 mod rootless;
 mod streaming;
 mod umount;
+mod verify;
 mod walk;
 mod xattrs;

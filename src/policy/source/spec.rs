@@ -89,6 +89,25 @@ pub struct SourceSpec {
     pub stream: bool,
 }
 
+impl SourceSpec {
+    /// A source of this image that says nothing else.
+    pub fn of_image(name: &str, image: PinnedRef) -> Self {
+        Self {
+            name: name.to_owned(),
+            image,
+            mount_path: name.to_owned(),
+            trusted: true,
+            pull_policy: PullPolicy::default(),
+            expose: Expose::default(),
+            verify_signatures: false,
+            trust: None,
+            insecure: false,
+            pin: false,
+            stream: false,
+        }
+    }
+}
+
 /// Whether the profile in force lets these sources be as they are: `stream: true` shows bytes before they are proven.
 pub fn check_streams(sources: &[SourceSpec], profile: Profile) -> Result<(), Denied> {
     let streaming = sources.iter().filter(|source| source.stream && profile == Profile::Secure);

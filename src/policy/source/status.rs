@@ -371,7 +371,12 @@ impl SourceStatus {
     fn unverified(&self, refusals: &[Refusal]) -> String {
         let kinds = || refusals.iter().filter_map(|refusal| Some(refusal.evidence.as_ref()?.kind));
         let notation = kinds().next().is_some() && kinds().all(|kind| kind == "notation");
-        let provider = if notation { "notation" } else { "cosign" };
+        let keyless = refusals.iter().any(|refusal| refusal.reason.code == Cause::Identity);
+        let provider = match (notation, keyless) {
+            (true, _) => "notation",
+            (_, true) => "cosign keyless",
+            _ => "cosign",
+        };
         let why = match refusals {
             [only] if only.reason.code == Cause::NoSignature => {
                 format!(" were found for '{}'", self.pinned)
