@@ -5,3 +5,4 @@
 pub mod parse;
 pub mod spec;
 pub mod status;
+mod trust;

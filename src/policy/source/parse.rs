@@ -6,21 +6,17 @@
 //! consent, so `trusted` defaults to true; a digest is mandatory; under `image`, `ref` and `url` stands one thing.
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use super::spec::{Expose, PullPolicy, SourceSpec};
+use super::trust::{self, TrustDraft};
 use crate::policy::addon::Resources;
-use crate::policy::code::{Code, Denied};
+use crate::policy::code::Denied;
 use crate::policy::fields::{Dialect, Field, Fields, Report, refusal};
 use crate::policy::reference::{ImageRef, Location, PinnedRef, strip_scheme};
 use crate::policy::rules::{
     AllowedRegistries, OnUntrusted, Overrides, Policy, Profile, ProfileFrom, VerifyMode,
 };
-use crate::policy::trust::keys::PublicKey;
-use crate::policy::trust::notation::NotationTrust;
-use crate::policy::trust::notation::load::{self, NotationPaths};
-use crate::policy::trust::{Trust, TrustedKey};
 use crate::policy::yaml::{self, Problem};
 use crate::policy::{duration, mount_path, quantity};
 
@@ -59,16 +55,6 @@ pub struct Loaded {
     pub sources: Vec<SourceSpec>,
     /// What is worth saying.
     pub warnings: Vec<Problem>,
-}
-
-/// `trust:` before its files are read.
-#[derive(Debug, Default)]
-struct TrustDraft {
-    /// As written, and where the file is.
-    keys: Vec<(String, PathBuf)>,
-    index_keys: Vec<(String, PathBuf)>,
-    require_log: bool,
-    notation: Option<NotationPaths>,
 }
 
 /// Loads a file with these two sections. A program with further keys calls [`sections`] and takes those itself.
@@ -166,36 +152,6 @@ impl PolicyDraft {
     }
 }
 
-impl TrustDraft {
-    fn resolve(self, read: ReadFile<'_>) -> Result<Trust, Denied> {
-        let load = |list: &str, drafted: Vec<(String, PathBuf)>| {
-            let load = |(name, path): (String, PathBuf)| {
-                let refuse = |reason: String| {
-                    Denied::new(Code::Config, format!("the key file {} of {list} {reason}", path.display()))
-                };
-                let text = read(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
-                let key = PublicKey::from_pem(&text).map_err(refuse)?;
-                Ok(TrustedKey { name, key })
-            };
-            drafted.into_iter().map(load).collect::<Result<Vec<_>, Denied>>()
-        };
-        Ok(Trust {
-            keys: load("trust.keys", self.keys)?,
-            index_keys: load("trust.index_keys", self.index_keys)?,
-            require_log: self.require_log,
-            notation: self.notation.map(|paths| load_notation(&paths, read)).transpose()?,
-            ..Trust::default()
-        })
-    }
-}
-
-fn load_notation(paths: &NotationPaths, read: ReadFile<'_>) -> Result<Arc<NotationTrust>, Denied> {
-    match load::load(paths, read) {
-        Ok(trust) => Ok(Arc::new(trust)),
-        Err(reason) => Err(Denied::new(Code::Config, format!("trust.notation: {reason}"))),
-    }
-}
-
 fn policy(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> PolicyDraft {
     let mut policy = Policy::default();
     if let Some((field, text)) = text(fields, "profile", report) {
@@ -210,7 +166,7 @@ fn policy(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> PolicyDr
         let parsed = judged(&field, AllowedRegistries::parse(list.as_deref()), report);
         policy.allowed_registries = parsed.unwrap_or_default();
     }
-    let trust = fields.take("trust").and_then(|f| trust(&f, base, report)).unwrap_or_default();
+    let trust = fields.take("trust").and_then(|f| trust::section(&f, base, report)).unwrap_or_default();
     policy.on_untrusted = word(fields, "on_untrusted", OnUntrusted::from_name, "finish or kill", report);
     policy.ceilings = fields.take("ceilings").and_then(|f| ceilings(&f, report)).unwrap_or_default();
     policy.overrides = fields.take("overrides").and_then(|f| overrides(&f, report)).unwrap_or_default();
@@ -228,32 +184,6 @@ fn verify_mode(field: &Field<'_>, report: &mut Report) -> Option<VerifyMode> {
             None
         }
     }
-}
-
-fn trust(field: &Field<'_>, base: &Path, report: &mut Report) -> Option<TrustDraft> {
-    let mut fields = field.fields(report)?;
-    let mut trust = TrustDraft::default();
-    let mut files = |key| -> Vec<(String, PathBuf)> {
-        let names = fields.take(key).and_then(|f| f.texts(report)).unwrap_or_default();
-        names.into_iter().map(|name| (name.clone(), base.join(name))).collect()
-    };
-    (trust.keys, trust.index_keys) = (files("keys"), files("index_keys"));
-    trust.require_log = fields.take("require_log").and_then(|f| f.flag(report)).unwrap_or(false);
-    trust.notation = fields.take("notation").and_then(|f| notation(&f, base, report));
-    fields.finish(report);
-    Some(trust)
-}
-
-fn notation(field: &Field<'_>, base: &Path, report: &mut Report) -> Option<NotationPaths> {
-    let mut fields = field.fields(report)?;
-    let trust_policy = text(&mut fields, "trust_policy", report).map(|(_, path)| base.join(path));
-    let trust_store = text(&mut fields, "trust_store", report).map(|(_, path)| base.join(path));
-    let crls = text(&mut fields, "crls", report).map(|(_, path)| base.join(path));
-    fields.finish(report);
-    if trust_policy.is_none() {
-        report.problem(field, "trust.notation names no trust policy", "write trust_policy: trustpolicy.json");
-    }
-    Some(NotationPaths { trust_policy: trust_policy?, trust_store, crls })
 }
 
 fn ceilings(field: &Field<'_>, report: &mut Report) -> Option<Resources> {
@@ -348,7 +278,7 @@ fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceS
     let insecure = flag(&mut fields, "insecure", false, report);
     let pin = flag(&mut fields, "pin", false, report);
     let stream = flag(&mut fields, "stream", false, report);
-    let trust = fields.take("trust").and_then(|f| trust(&f, base, report));
+    let trust = fields.take("trust").and_then(|f| trust::section(&f, base, report));
     fields.finish(report);
     let spec = SourceSpec {
         name: name?,
@@ -489,6 +419,7 @@ impl From<duration::DurationError> for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::code::Code;
     use crate::policy::trust::keys::PrivateKey;
 
     const D: &str = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
@@ -578,7 +509,13 @@ mod tests {
         refused(&source("expose: all"), "line 4", "invalid expose");
         refused(&source("insecure: 'yes'"), "line 4", "true or false");
         refused(&source(&format!("ref: ghcr.io/o/y@{D}")), "line 4", "different images");
-        refused(&source("trust: {identities: []}"), "line 4", "unknown key");
+        refused(&source("trust: {identites: []}"), "line 4", "did you mean identities?");
+        refused(&source("trust: {identities: []}"), "line 4", "0 identities");
+        refused(&source("trust: {identities: [{issuer: a}]}"), "line 4", "without subject");
+        refused(&source("trust: {identities: [{subject: a}]}"), "line 4", "without issuer");
+        refused(&source("trust: {identities: [{issuer: '(', subject: a}]}"), "line 4", "unclosed");
+        refused(&source("trust: {trusted_root: gone.json}"), "/etc/addonfs/gone.json", "cannot be read");
+        refused(&source("trust: {keys: [gone/]}"), "folder /etc/addonfs/gone", "cannot be read");
         refused(&format!("sources: [{{image: x@{D}}}]"), "line 1", "no type");
         refused("sources: [{type: git}]", "line 1", "unsupported source type");
         refused("sources: [{type: oci}]", "line 1", "no image");

@@ -6,6 +6,7 @@ use crate::policy::code::{Code, Denied};
 use crate::policy::reference::PinnedRef;
 use crate::policy::rules::Profile;
 use crate::policy::trust::notation::load::NotationPaths;
+use crate::policy::trust::sigstore::identity::Identity;
 use crate::policy::trust::{Trust, TrustedKey};
 
 /// When the layers of a source are fetched (requirements: case-insensitive, aliases accepted when parsed).
@@ -150,6 +151,10 @@ struct ShownTrust<'a> {
     keys: Vec<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     index_keys: Vec<&'a str>,
+    #[serde(skip_serializing_if = "<[Identity]>::is_empty")]
+    identities: &'a [Identity],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted_root: Option<&'a str>,
     require_log: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     notation: Option<&'a NotationPaths>,
@@ -165,6 +170,8 @@ impl SourceSpec {
         let trust = self.trust.as_ref().map(|trust| ShownTrust {
             keys: key_names(&trust.keys),
             index_keys: key_names(&trust.index_keys),
+            identities: &trust.identities,
+            trusted_root: trust.root.name(),
             require_log: trust.require_log,
             notation: trust.notation.as_ref().and_then(|notation| notation.paths()),
         });

@@ -22,6 +22,7 @@ pub(super) const MAX_CHAIN: usize = 8;
 pub struct TrustedRoot {
     /// `None` for the public instance.
     own: Option<Arc<Ready>>,
+    name: Option<Arc<str>>,
     public: Arc<OnceLock<Result<Ready, String>>>,
 }
 
@@ -52,6 +53,16 @@ impl TrustedRoot {
             );
         }
         Ok(Self { own: Some(Arc::new(ready)), ..Self::default() })
+    }
+
+    /// The same under the name of its file.
+    pub fn named(self, name: &str) -> Self {
+        Self { name: Some(name.into()), ..self }
+    }
+
+    /// The name of its file; `None` for the public instance.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// Whether it is the public instance.
