@@ -499,6 +499,7 @@ mod tests {
     }
 
     /// A certificate authority that nobody has the key of.
+    const TRUSTED_ROOT: &[u8] = include_bytes!("../../tests/fixtures/sigstore/trusted_root.json");
     const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\n\
          MIIBgjCCASegAwIBAgIUHSoZ6QfWeBx6U4s28TCujgUj2T4wCgYIKoZIzj0EAwIw\n\
          FTETMBEGA1UEAwwKZXhhbXBsZSBDQTAgFw0yNjExMjEwNzMzNDJaGA8yMTI2MTAy\n\
@@ -567,10 +568,12 @@ mod tests {
         use crate::policy::trust::keys::PrivateKey;
         let dir = tempfile::tempdir().unwrap();
         let key = PrivateKey::generate().unwrap().public().unwrap().to_pem();
-        for name in ["cosign.pub", "own.pub", "index.pub"] {
+        std::fs::create_dir(dir.path().join("keys")).unwrap();
+        for name in ["cosign.pub", "own.pub", "index.pub", "keys/release.pub"] {
             std::fs::write(dir.path().join(name), &key).unwrap();
         }
         std::fs::write(dir.path().join("ca.pem"), CERTIFICATE).unwrap();
+        std::fs::write(dir.path().join("trusted_root.json"), TRUSTED_ROOT).unwrap();
         notation_files(dir.path());
         let block = DOCS.split("```yaml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let text = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));

@@ -1,4 +1,6 @@
-//! `addonfs sign`: signs an image in a registry or a layout, as `cosign sign --key` does without a log.
+//! `addonfs sign`: signs an image in a registry or a layout, as `cosign sign --key` does without a log, in either layout.
+
+pub(super) mod bundle;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +16,7 @@ use crate::fetch::source::BlobSource;
 use crate::policy::digest::Digest;
 use crate::policy::image::{Descriptor, ImageManifest, MAX_LAYERS, OCI_CONFIG, OCI_MANIFEST};
 use crate::policy::reference::{ImageRef, Location, PinnedRef};
-use crate::policy::trust::evidence::{SimpleSigning, Subject};
+use crate::policy::trust::evidence::{Evidence, SimpleSigning, Subject};
 use crate::policy::trust::keys::PrivateKey;
 use crate::policy::trust::signature::verify;
 use crate::policy::trust::simple_signing::{self, Payload};
@@ -22,18 +24,21 @@ use crate::policy::trust::{SIGNATURE_ANNOTATION, SIMPLE_SIGNING, Trust, TrustedK
 
 /// Sign an image with a key.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "The signature is kept beside the image under the tag sha256-<hex>.sig, where cosign looks
-for it; signatures of others stay. The key's password comes from COSIGN_PASSWORD or the terminal.
+#[command(after_help = "The signature is kept beside the image, where cosign looks for it: under the tag
+sha256-<hex>.sig, or as a bundle that refers to the image. Signatures of others stay. The key's
+password comes from COSIGN_PASSWORD or the terminal.
 
 Examples:
   addonfs sign --key cosign.key localhost:5000/org/backup-tools@sha256:…
-  addonfs sign --key cosign.key oci:./sample.oci:v1.0.0@sha256:…"
-)]
+  addonfs sign --key cosign.key --layout bundle ghcr.io/org/tools@sha256:…
+  addonfs sign --key cosign.key oci:./sample.oci:v1.0.0@sha256:…")]
 pub(crate) struct SignArgs {
     /// The private key, as `addonfs keygen` or `cosign generate-key-pair` makes it
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    /// How the signature is kept: a tag, as every cosign knows it, or a bundle, as cosign 3 makes them
+    #[arg(long, value_name = "LAYOUT", value_enum, default_value_t = Layout::Tag)]
+    layout: Layout,
     /// The image with its digest
     #[arg(value_name = "REF@DIGEST")]
     image: String,
@@ -47,6 +52,13 @@ pub(crate) struct SignArgs {
     /// Print what was signed as JSON
     #[arg(short = 'o', long, value_name = "FORMAT", value_parser = ["json"])]
     output: Option<String>,
+}
+
+/// How a signature is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Layout {
+    Tag,
+    Bundle,
 }
 
 /// What there was before.
@@ -65,17 +77,29 @@ pub(crate) async fn run(args: SignArgs) -> anyhow::Result<ExitCode> {
     let (source, digest) = registry_access::open_image(&image.clone().into(), &options).await?;
     source.manifest(&digest).await.with_context(|| format!("there is nothing to sign at {image}"))?;
     let sink = sink::open(&image.location, &options)?;
-    let outcome = sign(source.as_ref(), sink.as_ref(), &image, &key).await?;
+    let outcome = match args.layout {
+        Layout::Tag => sign(source.as_ref(), sink.as_ref(), &image, &key).await?,
+        Layout::Bundle => bundle::sign(source.as_ref(), sink.as_ref(), &image, &key).await?,
+    };
 
-    let tag = signature_tag(&digest);
+    let tag = (args.layout == Layout::Tag).then(|| signature_tag(&digest));
     let fingerprint = key.public().map_err(anyhow::Error::msg)?.fingerprint();
     if args.output.is_some() {
         let added = matches!(outcome, Outcome::Added(_));
-        let json = json!({"image": image, "digest": digest, "signature_tag": tag, "key": fingerprint, "added": added});
+        let mut json = json!({"image": image, "digest": digest, "key": fingerprint, "added": added});
+        if let Some(tag) = tag {
+            json["signature_tag"] = tag.into();
+        }
+        if let Outcome::Added(manifest) = outcome {
+            json["signature"] = manifest.to_string().into();
+        }
         println!("{json}");
     } else {
         match outcome {
-            Outcome::Added(manifest) => println!("{}:{tag}@{manifest}", image.location),
+            Outcome::Added(manifest) => {
+                let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
+                println!("{}{tag}@{manifest}", image.location);
+            }
             Outcome::Present => eprintln!("{image} has a signature by this key already"),
         }
     }
@@ -109,7 +133,7 @@ pub(super) async fn sign(
             ImageManifest::parse(bytes).with_context(|| format!("the tag {tag} holds no signatures"))?;
         layers = manifest.layers;
         anyhow::ensure!(layers.len() < MAX_LAYERS, "{tag} has {} signatures already", layers.len());
-        if signed_by(source, &layers, image, key).await? {
+        if signed_by(&evidence(source, &layers).await, image, key)? {
             return Ok(Outcome::Present);
         }
     }
@@ -161,22 +185,23 @@ fn config(layers: &[Descriptor]) -> Vec<u8> {
     .into_bytes()
 }
 
-async fn signed_by(
-    source: &dyn BlobSource,
-    layers: &[Descriptor],
-    image: &PinnedRef,
-    key: &PrivateKey,
-) -> anyhow::Result<bool> {
-    let own = TrustedKey { name: String::new(), key: key.public().map_err(anyhow::Error::msg)? };
-    let trust = Trust { keys: vec![own], ..Trust::default() };
+/// Those of these layers that can be had.
+async fn evidence(source: &dyn BlobSource, layers: &[Descriptor]) -> Vec<Evidence> {
+    let mut evidence = Vec::new();
     for layer in layers.iter().filter(|layer| layer.media_type == SIMPLE_SIGNING) {
         let Ok(payload) = source.blob(layer, simple_signing::MAX_BYTES as u64).await else { continue };
-        let found = SimpleSigning { payload: payload.to_vec(), annotations: layer.annotations.clone() };
-        if verify(&trust, &subject(image), &[found.into()]).is_ok() {
-            return Ok(true);
-        }
+        let annotations = layer.annotations.clone();
+        evidence.push(SimpleSigning { payload: payload.to_vec(), annotations }.into());
     }
-    Ok(false)
+    evidence
+}
+
+/// Whether one of these is by this key.
+fn signed_by(evidence: &[Evidence], image: &PinnedRef, key: &PrivateKey) -> anyhow::Result<bool> {
+    let own = TrustedKey { name: String::new(), key: key.public().map_err(anyhow::Error::msg)? };
+    let trust = Trust { keys: vec![own], ..Trust::default() };
+    // One at a time: so many others may be beside it that not all would be looked at.
+    Ok(evidence.iter().any(|one| verify(&trust, &subject(image), std::slice::from_ref(one)).is_ok()))
 }
 
 /// A key's word does not depend on when it is asked.
@@ -196,10 +221,10 @@ fn docker_reference(image: &PinnedRef) -> String {
 mod tests {
     use super::*;
     use crate::fetch::layout::Layout;
-    use crate::policy::trust::evidence::Evidence;
+    use crate::fetch::signatures;
 
     /// What is beside the image, as the daemon would collect it.
-    async fn evidence(layout: &dyn BlobSource, image: &PinnedRef) -> Vec<Evidence> {
+    async fn found(layout: &dyn BlobSource, image: &PinnedRef) -> Vec<Evidence> {
         let digest = layout.resolve(&signature_tag(&image.digest)).await.unwrap().unwrap();
         let (media_type, bytes) = layout.manifest(&digest).await.unwrap();
         assert_eq!(media_type, OCI_MANIFEST);
@@ -232,12 +257,33 @@ mod tests {
         let (one, two) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
         for (key, expected) in [(&one, 1), (&one, 1), (&two, 2), (&two, 2)] {
             sign(layout.as_ref(), layout.as_ref(), &image, key).await.unwrap();
-            let found = evidence(layout.as_ref(), &image).await;
+            let found = found(layout.as_ref(), &image).await;
             assert_eq!(found.len(), expected, "a key signs once");
             verify(&trusting(key), &subject(&image), &found).unwrap();
         }
-        let found = evidence(layout.as_ref(), &image).await;
+        let found = found(layout.as_ref(), &image).await;
         verify(&trusting(&one), &subject(&image), &found).unwrap();
+        assert!(verify(&trusting(&PrivateKey::generate().unwrap()), &subject(&image), &found).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_bundle_refers_to_its_image_once_a_key() {
+        let temp = tempfile::tempdir().unwrap();
+        let layout = Layout::create(temp.path()).unwrap();
+        let empty = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [],
+            "config": {"mediaType": OCI_CONFIG, "digest": Digest::of(b"{}"), "size": 2}});
+        let digest = layout.put_manifest(OCI_MANIFEST, empty.to_string().into(), Some("v1")).await.unwrap();
+        let image: ImageRef = format!("oci:{}:v1@{digest}", temp.path().display()).parse().unwrap();
+        let image = image.pinned().unwrap();
+        let (one, two) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        sign(layout.as_ref(), layout.as_ref(), &image, &one).await.unwrap();
+        for (key, expected) in [(&one, 2), (&one, 2), (&two, 3), (&two, 3)] {
+            bundle::sign(layout.as_ref(), layout.as_ref(), &image, key).await.unwrap();
+            let found = signatures::fetch(layout.as_ref(), &digest).await.unwrap();
+            assert_eq!(found.len(), expected, "a key signs once in each layout");
+            verify(&trusting(key), &subject(&image), &found[1..]).unwrap();
+        }
+        let found = signatures::fetch(layout.as_ref(), &digest).await.unwrap();
         assert!(verify(&trusting(&PrivateKey::generate().unwrap()), &subject(&image), &found).is_err());
     }
 }

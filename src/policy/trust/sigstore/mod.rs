@@ -24,6 +24,14 @@ use proof::Proof;
 /// The largest bundle that is read, in bytes.
 pub const MAX_BUNDLE: usize = bundle::MAX_BYTES;
 
+/// Media type of a bundle, as they are made today.
+pub const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+
+/// What is signed of an envelope's payload (DSSE `protocol.md`, "Pre-Authentication Encoding").
+pub fn dsse_pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    sigstore_verify::types::pae(payload_type, payload)
+}
+
 /// What one piece of evidence establishes.
 #[derive(Debug)]
 pub(super) struct Finding {
