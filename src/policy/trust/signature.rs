@@ -54,14 +54,15 @@ fn check(
 /// Why no evidence could do, if that is known before looking at it.
 fn all_in_vain(trust: &Trust, pinned: &Digest, evidence: &[Evidence]) -> Option<Reason> {
     if trust.keys.is_empty() && trust.identities.is_empty() && trust.notation.is_none() {
-        let words = "no key and no identity is trusted: put the signer's cosign.pub into trust.keys of the policy, or \
-                     issuer and subject of his certificates into trust.identities";
+        let words = "no key and no identity is trusted: put the signer's cosign.pub into trust.keys of the policy, \
+                     issuer and subject of his certificates into trust.identities, or notation's trust policy into \
+                     trust.notation";
         return Some(Cause::NobodyTrusted.because(words));
     }
     evidence.is_empty().then(|| {
         Cause::NoSignature.because(format!(
             "it has no signature (no tag {} beside it, and no bundle refers to it): sign it with `addonfs sign --key \
-             cosign.key` or `cosign sign`",
+             cosign.key`, `cosign sign` or `notation sign`",
             signature_tag(pinned)
         ))
     })
