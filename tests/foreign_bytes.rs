@@ -31,9 +31,21 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         _ => {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
             let kept = fs::read_dir(&folder).unwrap().map(|file| fs::read(file.unwrap().path()).unwrap());
-            kept.chain(by_notation(target)).collect()
+            kept.chain(by_notation(target)).chain(by_cosign(target)).collect()
         }
     }
+}
+
+/// What cosign made: kept once, as fixtures of other tests.
+fn by_cosign(target: &str) -> Vec<Vec<u8>> {
+    let names: &[&str] = match target {
+        "sigstore_bundle" => &["cosign3-keyless-log1.bundle.json", "cosign3-keyless-log2.bundle.json"],
+        "sigstore_layer" => &["cosign2-keyless-stamped.layer.json"],
+        "trusted_root" => &["trusted_root.json"],
+        _ => &[],
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sigstore");
+    names.iter().map(|name| fs::read(folder.join(name)).unwrap()).collect()
 }
 
 /// What notation, openssl and Go made: kept once, as fixtures of other tests.

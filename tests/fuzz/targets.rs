@@ -1,5 +1,8 @@
 //! One function a parser of foreign bytes: it must return, and what it accepts must hold together.
 
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
 use addonfs::fetch::index::LayerIndex;
 use addonfs::fetch::index::build::index_tar;
 use addonfs::fetch::index::file::Format;
@@ -11,11 +14,17 @@ use addonfs::policy::digest::Digest;
 use addonfs::policy::image::{Descriptor, ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
 use addonfs::policy::reference::ImageRef;
 use addonfs::policy::soci::{Binding, SociIndex};
+use addonfs::policy::trust::evidence::{Bundle, Evidence, SimpleSigning, Subject};
+use addonfs::policy::trust::keys::PublicKey;
 use addonfs::policy::trust::notation::policy::TrustPolicy;
 use addonfs::policy::trust::notation::{
     self, CrlFile, MEDIA_TYPE_COSE, MEDIA_TYPE_JWS, NotationTrust, StoreFile, StoreKind, verify,
 };
+use addonfs::policy::trust::sigstore::identity::Identity;
+use addonfs::policy::trust::sigstore::root::TrustedRoot;
 use addonfs::policy::trust::simple_signing::Payload;
+use addonfs::policy::trust::verdict::Voucher;
+use addonfs::policy::trust::{Trust, TrustedKey, signature};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
@@ -36,6 +45,9 @@ pub(crate) const TARGETS: &[Target] = &[
     ("image_config", image_config),
     ("signature_payload", signature_payload),
     ("reference", reference),
+    ("sigstore_bundle", sigstore_bundle),
+    ("sigstore_layer", sigstore_layer),
+    ("trusted_root", trusted_root),
     ("notation_jws", notation_jws),
     ("notation_cose", notation_cose),
     ("notation_timestamp", notation_timestamp),
@@ -133,6 +145,63 @@ fn reference(bytes: &[u8]) {
         let again = printed.parse::<ImageRef>();
         assert_eq!(again.ok().as_ref(), Some(&reference), "{text:?} prints as {printed:?}");
     }
+}
+
+const SIGSTORE_ROOT: &[u8] = include_bytes!("../fixtures/sigstore/trusted_root.json");
+
+fn sigstore_bundle(bytes: &[u8]) {
+    sigstore(bundle(bytes));
+}
+
+fn bundle(bytes: &[u8]) -> Evidence {
+    Evidence::Bundle(Bundle { manifest: Digest::of(b"referrer"), bytes: bytes.to_vec() })
+}
+
+/// `{"payload", "annotations"}`, which a registry keeps apart.
+fn sigstore_layer(bytes: &[u8]) {
+    let Ok(layer) = serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(bytes) else { return };
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let payload = layer.get("payload").map(text).unwrap_or_default().into_bytes();
+    let annotations = layer.get("annotations").and_then(|all| all.as_object()).into_iter().flatten();
+    let annotations = annotations.map(|(key, value)| (key.clone(), text(value))).collect();
+    sigstore(SimpleSigning { payload, annotations }.into());
+}
+
+/// Refused for a reason, or by who is trusted: a key with the log, or an identity.
+fn sigstore(evidence: Evidence) {
+    static TRUST: OnceLock<[Trust; 2]> = OnceLock::new();
+    let trust = TRUST.get_or_init(|| {
+        let key = PublicKey::from_pem(include_bytes!("../fixtures/sigstore/p256.pub")).unwrap();
+        let keys = vec![TrustedKey { name: "p256.pub".to_owned(), key }];
+        let root = TrustedRoot::from_json(SIGSTORE_ROOT).unwrap();
+        let logged = Trust { keys, root: root.clone(), require_log: true, ..Trust::default() };
+        let identities = vec![Identity::new("^https://token[.]fixture[.]test$", "org/tools").unwrap()];
+        [logged, Trust { identities, root, ..Trust::default() }]
+    });
+    let digest = Digest::of(include_bytes!("../fixtures/sigstore/manifest.json"));
+    let subject = Subject { digest: &digest, location: None, now: 0 };
+    let evidence = [evidence];
+    for trust in trust {
+        match signature::verify(trust, &subject, &evidence) {
+            Ok(verified) => match verified.by() {
+                Voucher::Key { name, .. } => assert!(name == "p256.pub" && !trust.keys.is_empty()),
+                Voucher::Identity { subject, .. } => assert!(subject.contains("org/tools")),
+                other => panic!("{other:?}"),
+            },
+            Err(refusals) => assert!(refusals.iter().all(|refusal| !refusal.reason.words.is_empty())),
+        }
+    }
+}
+
+/// What is read as a root can be asked.
+fn trusted_root(bytes: &[u8]) {
+    let Ok(root) = TrustedRoot::from_json(bytes) else { return };
+    let identities = vec![Identity::new(".", ".").unwrap()];
+    let trust = Trust { identities, root, ..Trust::default() };
+    let digest = Digest::of(include_bytes!("../fixtures/sigstore/manifest.json"));
+    let subject = Subject { digest: &digest, location: None, now: 0 };
+    let good = bundle(include_bytes!("../fixtures/sigstore/cosign3-keyless-log2.bundle.json"));
+    let _ = signature::verify(&trust, &subject, &[good]);
 }
 
 fn notation_jws(bytes: &[u8]) {
