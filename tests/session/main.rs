@@ -15,6 +15,7 @@ mod policy;
 mod refusals;
 mod reload;
 mod rootless;
+mod secrets;
 mod streaming;
 mod umount;
 mod verify;
