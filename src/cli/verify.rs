@@ -96,6 +96,10 @@ fn in_words(subject: &Subject, found: &Found, outcome: &Result<Verified, Unverif
             if !checks.is_empty() {
                 lines.push(("checked", checks.join(", ")));
             }
+            if let Voucher::Notation(signer) = verified.by() {
+                lines.extend(signer.findings().iter().map(|finding| ("finding", finding.to_string())));
+                lines.extend(signer.skipped().iter().map(|check| ("skipped", check.to_string())));
+            }
             lines.extend(verified.signed_reference().map(|signed| ("signed as", signed.to_owned())));
             lines.extend(verified.signed_at().map(|at| ("signed at", time(at))));
             lines.push(("until", verified.valid_until().map_or("without end".to_owned(), time)));

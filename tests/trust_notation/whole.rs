@@ -15,7 +15,7 @@ use addonfs::policy::trust::signature;
 use addonfs::policy::trust::verdict::{Cause, Voucher, in_words};
 use serde_json::{Value, json};
 
-use super::make::{Draft, fixture, fixtures, location, manifest, statement, trust, with};
+use super::make::{Draft, chain, fixture, location, manifest, statement, trust, with};
 use crate::common::registry::{DockerRegistry, quick, repository};
 use crate::common::session::{Session, TOOLS};
 
@@ -115,7 +115,7 @@ fn sign(s: &Session, name: &str, digest: &str, change: impl Fn(&mut Value)) {
         let (media_type, image) = place.manifest(&digest).await.unwrap();
         let mut target = json!({"mediaType": media_type, "digest": digest, "size": image.len()});
         change(&mut target);
-        let mut draft = Draft::good();
+        let mut draft = Draft { chain: chain("crl"), ..Draft::good() };
         draft.payload = json!({"targetArtifact": target}).to_string().into_bytes();
         let envelope = draft.jws().to_string().into_bytes();
         let (config, layer) = (
@@ -137,8 +137,8 @@ fn files(s: &Session, level: &str) {
     let mut one = with("registryScopes", json!([format!("{}/org/tools", s.host())]));
     one["signatureVerification"]["level"] = level.into();
     s.write("notation/trustpolicy.json", json!({"version": "1.0", "trustPolicies": [one]}).to_string());
-    let root = std::fs::read(fixtures().join("trust-store/x509/ca/acme/root.pem")).unwrap();
-    s.write("notation/truststore/x509/ca/acme/root.pem", root);
+    s.write("notation/truststore/x509/ca/acme/root.pem", fixture("trust-store/x509/ca/acme/root.pem"));
+    s.write("notation/crls/signing.crl", fixture("crls/good.crl"));
 }
 
 fn configure(s: &Session, image: &str) {
@@ -146,7 +146,7 @@ fn configure(s: &Session, image: &str) {
         "addonfs.yaml",
         format!(
             "cache: {{keep_free: 0}}\npolicy:\n  allowed_registries: ['{}']\n  trust:\n    notation: {{trust_policy: \
-             notation/trustpolicy.json, trust_store: notation/truststore}}\n\
+             notation/trustpolicy.json, trust_store: notation/truststore, crls: notation/crls}}\n\
              sources: [{{name: tools, type: oci, image: '{image}'}}]\n",
             s.host()
         ),
@@ -171,6 +171,26 @@ fn an_image_is_shown_by_its_notary_signature() {
     );
     assert_eq!(verification["by"]["statement"], "all");
     assert_eq!(s.json("tools/addon.json")["verification"]["by"]["scheme"], "notary.x509");
+    let image = s.reference("tools", &digest);
+    let said = s.addonfs(["verify", "--config", "addonfs.yaml", &image]).ok();
+    assert!(said.contains("CN=acme revocable") && said.contains("by the statement all"), "{said}");
+    // A newer revocation list takes it away at the next reload, and another one gives it back.
+    s.write("notation/crls/signing.crl", fixture("crls/revoked.crl"));
+    let refused = s.addonfs(["reload", "--strict"]).refused();
+    assert!(refused.contains("is revoked since 2021-01-01"), "{refused}");
+    s.sh("! test -e $M/tools/addon.json").ok();
+    s.write("notation/crls/signing.crl", fixture("crls/good.pem"));
+    s.addonfs(["reload", "--strict"]).ok();
+    s.cat("tools/addon.json");
+    std::fs::remove_file(s.path("notation/crls/signing.crl")).unwrap();
+    let refused = s.addonfs(["reload", "--strict"]).refused();
+    assert!(refused.contains("there is no revocation list of its issuer"), "{refused}");
+    files(&s, "permissive");
+    std::fs::remove_file(s.path("notation/crls/signing.crl")).unwrap();
+    s.addonfs(["reload", "--strict"]).ok();
+    assert_eq!(s.source("tools")["verification"]["by"]["findings"][0]["check"], "revocation");
+    let said = s.addonfs(["verify", "--config", "addonfs.yaml", &image]).ok();
+    assert!(said.contains("finding    revocation: whether"), "{said}");
     s.umount();
     // Known from disk, and judged again: the certificate's authority is no longer trusted.
     std::fs::remove_file(s.path("notation/truststore/x509/ca/acme/root.pem")).unwrap();
