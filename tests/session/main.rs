@@ -16,6 +16,7 @@ mod refusals;
 mod reload;
 mod rootless;
 mod secrets;
+mod signatures;
 mod streaming;
 mod umount;
 mod verify;
