@@ -149,3 +149,21 @@ fn what_is_said_of_registries_is_tested() {
         assert!(tests.contains(&format!("async fn {name}()")), "there is no test {name}");
     }
 }
+
+/// docs/limits.md names each constant with its value.
+#[test]
+fn limits_are_those_of_the_code() {
+    let rows: Vec<Vec<&str>> = include_str!("../docs/limits.md")
+        .lines()
+        .filter_map(|line| line.split('|').nth(3))
+        .map(|cell| cell.split('`').skip(1).step_by(2).collect())
+        .filter(|row: &Vec<&str>| row.len() == 3)
+        .collect();
+    assert!(rows.len() > 50, "{} rows", rows.len());
+    for row in rows {
+        let code = std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(row[0])).unwrap();
+        let line = code.lines().find(|line| line.contains(&format!("const {}: ", row[1])));
+        let line = line.unwrap_or_else(|| panic!("{} has no {}", row[0], row[1]));
+        assert!(line.ends_with(&format!(" = {};", row[2])), "{}: {line}", row[0]);
+    }
+}
