@@ -65,7 +65,7 @@ fn a_new_revision_takes_the_place_of_the_old_one() {
     let old = s.publish("tools", TOOLS);
     s.configure("", &[("tools", &old, "mountPath: tools")]);
     s.ready();
-    s.sh("mkdir $M/tools/sh/runs/long; echo '{\"script\": \"sleep 5; cat /etc/revision || echo none\"}' \
+    s.sh("mkdir $M/tools/sh/runs/long; echo '{\"script\": \"sleep 8; cat /etc/revision || echo none\"}' \
           > $M/tools/sh/runs/long/args.json; echo start > $M/tools/sh/runs/long/ctl")
         .ok();
     eventually("the run runs", || s.cat("tools/sh/runs/long/state").contains("running").then_some(()));
@@ -81,6 +81,12 @@ fn a_new_revision_takes_the_place_of_the_old_one() {
     s.addonfs(["reload", "--strict"]).ok();
     assert_eq!(s.cat("tools/rootfs/etc/revision"), "new\n");
     assert_eq!(s.sh("$M/tools/sh/run --script 'cat /etc/revision'").ok(), "new\n");
+    let status = s.source("tools");
+    assert_eq!((&status["generation"], &status["observed_generation"]), (&2.into(), &2.into()));
+    // A daemon that takes over knows the tree that was replaced, for those who are in it.
+    let daemon = s.daemon();
+    s.sh(&format!("kill -9 {daemon}")).ok();
+    eventually("another daemon answers", || (s.daemon() != daemon).then_some(()));
     s.write("enough", "");
     looking.finish();
     let looked = std::fs::read_to_string(s.path("looked")).unwrap();
@@ -88,8 +94,6 @@ fn a_new_revision_takes_the_place_of_the_old_one() {
     assert_eq!(std::fs::read(s.path("kept")).unwrap(), std::fs::read("/etc/os-release").unwrap());
     s.sh("$M/tools/sh/runs/long/wait").ok();
     assert_eq!(s.cat("tools/sh/runs/long/stdout"), "none\n");
-    let status = s.source("tools");
-    assert_eq!((&status["generation"], &status["observed_generation"]), (&2.into(), &2.into()));
 }
 
 #[test]

@@ -38,21 +38,21 @@ impl Files {
         Ok(content)
     }
 
-    /// All that was read, in a form that [`Files::from_bytes`] understands.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+    /// All that was read, in a form that [`Files::from_text`] understands.
+    pub(crate) fn to_text(&self) -> String {
         let read = self.kept.clone().unwrap_or_else(|| self.read.borrow().clone());
         let line = |(path, content): (PathBuf, Vec<u8>)| {
             use std::os::unix::ffi::OsStrExt as _;
             (STANDARD.encode(path.as_os_str().as_bytes()), STANDARD.encode(content))
         };
         // A list of pairs of strings always serializes.
-        serde_json::to_vec(&read.into_iter().map(line).collect::<Vec<_>>()).unwrap_or_default()
+        serde_json::to_string(&read.into_iter().map(line).collect::<Vec<_>>()).unwrap_or_default()
     }
 
-    /// What an earlier [`Files::to_bytes`] holds; `None` if it is not whole.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    /// What an earlier [`Files::to_text`] holds; `None` if it is not whole.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         use std::os::unix::ffi::OsStringExt as _;
-        let lines: Vec<(String, String)> = serde_json::from_slice(bytes).ok()?;
+        let lines: Vec<(String, String)> = serde_json::from_str(text).ok()?;
         let pair = |(path, content): (String, String)| {
             let path = std::ffi::OsString::from_vec(STANDARD.decode(path).ok()?);
             Some((PathBuf::from(path), STANDARD.decode(content).ok()?))
@@ -117,15 +117,15 @@ mod tests {
         std::fs::write(path("folder/c"), "").unwrap();
         std::os::unix::fs::symlink("c", path("folder/a")).unwrap();
         assert_eq!(files.read(&path("folder")).unwrap(), b"a@\nb/\nc\n");
-        let bytes = files.to_bytes();
+        let bytes = files.to_text();
         std::fs::remove_file(path("folder/c")).unwrap();
         std::fs::write(path("a"), "changed").unwrap();
         std::fs::write(path("none"), "there now").unwrap();
-        let kept = Files::from_bytes(&bytes).unwrap();
+        let kept = Files::from_text(&bytes).unwrap();
         assert_eq!(kept.read(&path("a")).unwrap(), b"\xff\0content");
         assert_eq!(kept.read(&path("folder")).unwrap(), b"a@\nb/\nc\n");
         assert!(kept.read(&path("none")).is_err());
-        assert_eq!(kept.to_bytes(), bytes);
-        assert!(Files::from_bytes(&bytes[..bytes.len() - 1]).is_none() && Files::from_bytes(b"").is_none());
+        assert_eq!(kept.to_text(), bytes);
+        assert!(Files::from_text(&bytes[..bytes.len() - 1]).is_none() && Files::from_text("").is_none());
     }
 }

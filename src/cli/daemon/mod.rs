@@ -15,6 +15,7 @@ mod facts;
 pub(crate) mod holder;
 pub(crate) mod inherit;
 mod judge;
+mod kept;
 pub(crate) mod lock;
 mod metrics;
 mod reload;

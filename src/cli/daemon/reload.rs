@@ -5,8 +5,6 @@
 //! -> kept for a daemon that takes this one's place -> policy -> sources. What changed in sections that rooms are opened
 //! with is warned of and waits for the next mount.
 
-use std::fs::File;
-use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,10 +19,12 @@ use super::board::Lost;
 use super::clock;
 use super::facts::DaemonFacts;
 use super::judge;
+use super::kept::{self, KeptTree};
 use super::wiring;
 use crate::cli::config::{Config, Files};
 use crate::fs::image::Images;
 use crate::jobs::spawner::Spawner;
+use crate::policy::digest::Digest;
 use crate::policy::event::Event;
 
 /// Between two looks whether runs of an image that is not trusted any more have ended.
@@ -101,11 +101,16 @@ pub(crate) struct Reloader {
     pub memory: OwnedFd,
     /// The configuration in force.
     pub config: Config,
+    /// Trees that earlier reloads took out of sight.
+    pub trees: Vec<KeptTree>,
 }
 
 impl Reloader {
     /// Starts the task. From here on SIGHUP does not end the process.
     pub(crate) fn start(self) -> anyhow::Result<()> {
+        let distrusted = self.trees.iter().filter(|kept| kept.distrusted).map(|kept| kept.tree);
+        let distrusted: Vec<Digest> = distrusted.collect();
+        distrusted.into_iter().for_each(|tree| self.hide_tree(tree));
         let hangup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
         tokio::spawn(self.attend(hangup));
         Ok(())
@@ -144,9 +149,9 @@ impl Reloader {
             let files = Files::default();
             let mut config = Config::load(&options.config, &options.beside, &files)?;
             let warnings = options.beside.admit(&mut config.policy)?;
-            Ok((config, warnings, files.to_bytes()))
+            Ok((config, warnings, files))
         });
-        let (config, of_policy, kept) = loaded.await??;
+        let (config, of_policy, files) = loaded.await??;
         let facts = Arc::clone(&self.facts);
         let rooms = facts.sources.rooms().context("the daemon is still starting")?;
         let rooms = Rooms {
@@ -155,7 +160,9 @@ impl Reloader {
             ..Rooms::clone(&rooms)
         };
         let verdicts = judge::all(&rooms, &config.sources, &facts.board.shown_images()).await;
-        keep(&self.memory, &kept).context("cannot keep the configuration for a daemon that takes over")?;
+        self.remember(facts.board.shown_trees());
+        kept::write(&self.memory, &files, &self.trees)
+            .context("cannot keep the configuration for a daemon that takes over")?;
 
         let before = wiring::jobs_policy(&self.config.policy);
         let jobs_policy = wiring::jobs_policy(&config.policy);
@@ -173,6 +180,13 @@ impl Reloader {
             facts.jobs.distrust(&lost.source, &lost.denied, config.policy.on_untrusted);
         }
         self.hide(&done.lost);
+        if !done.lost.is_empty()
+            && let Err(error) = kept::write(&self.memory, &files, &self.trees)
+        {
+            tracing::warn!(
+                "what is not trusted any more is not kept for a daemon that takes over: {error:#}"
+            );
+        }
         facts.set_policy(wiring::policy_json(&facts.options, &config));
         let names = |lost: &[Lost]| lost.iter().map(|lost| lost.source.clone()).collect::<Vec<_>>();
         facts.events.write(
@@ -194,31 +208,34 @@ impl Reloader {
         Ok(warnings)
     }
 
+    /// Adds what is shown to what was. A tree that is shown again is as good as new.
+    fn remember(&mut self, shown: Vec<KeptTree>) {
+        self.trees.retain(|kept| shown.iter().all(|shown| shown.tree != kept.tree));
+        self.trees.extend(shown);
+    }
+
     /// Trees that are not trusted any more answer to no name, as soon as no run needs them: a name that is gone takes the
     /// mounts below it along, and runs have some there.
-    fn hide(&self, lost: &[Lost]) {
-        for tree in lost.iter().map(|lost| lost.tree) {
-            let (facts, images) = (Arc::clone(&self.facts), Arc::clone(&self.images));
-            tokio::spawn(async move {
-                while facts.jobs.uses(&tree) {
-                    tokio::time::sleep(LOOK).await;
-                }
-                if !facts.board.shows(&tree) {
-                    images.hide(&tree);
-                }
-            });
+    fn hide(&mut self, lost: &[Lost]) {
+        for kept in &mut self.trees {
+            kept.distrusted |= lost.iter().any(|lost| lost.tree == kept.tree);
         }
+        lost.iter().for_each(|lost| self.hide_tree(lost.tree));
+    }
+
+    fn hide_tree(&self, tree: Digest) {
+        let (facts, images) = (Arc::clone(&self.facts), Arc::clone(&self.images));
+        tokio::spawn(async move {
+            while facts.jobs.uses(&tree) {
+                tokio::time::sleep(LOOK).await;
+            }
+            if !facts.board.shows(&tree) {
+                images.hide(&tree);
+            }
+        });
     }
 }
 
 fn of_daemon(kind: &'static str) -> Event {
     Event { kind, source: None, run: None, data: serde_json::Map::new() }
-}
-
-/// Writes the files down. A daemon that finds them half written reads them anew: they were good a moment ago.
-pub(super) fn keep(memory: &OwnedFd, kept: &[u8]) -> std::io::Result<()> {
-    let mut memory = File::from(memory.try_clone()?);
-    memory.set_len(0)?;
-    memory.seek(SeekFrom::Start(0))?;
-    memory.write_all(kept)
 }

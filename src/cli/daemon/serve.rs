@@ -19,12 +19,13 @@ use super::events::EventLog;
 use super::facts::DaemonFacts;
 use super::holder::{HOPELESS, HoldOptions, Ready};
 use super::inherit::Descriptors;
-use super::reload::{self, Reloader, Reloads};
+use super::kept::{self, KeptTree};
+use super::reload::{Reloader, Reloads};
 use super::shutdown::{self, StopRequests};
 use super::starts::Starts;
 use super::upkeep;
 use super::wiring;
-use crate::cli::config::{Config, Files};
+use crate::cli::config::Config;
 use crate::cli::logging;
 use crate::fetch::documents::Documents;
 use crate::fetch::store::{Items, OpenItems};
@@ -78,13 +79,13 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
     upkeep::abort_on_lost_thread();
-    let config = config(&options, &descriptors.config)?;
+    let (config, trees) = config(&options, &descriptors.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let result = runtime.block_on(live(options, config, spawner, descriptors));
+    let result = runtime.block_on(live(options, config, trees, spawner, descriptors));
     // Work that nobody waits for any more must not keep an ended daemon alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -92,35 +93,27 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
 
 /// The configuration that the mount was made with, or that was loaded since. A successor must not read the files anew:
 /// half edited, they would end the mount and every run; edited, they would take effect at the moment of a crash.
-fn config(options: &HoldOptions, memory: &OwnedFd) -> anyhow::Result<Config> {
-    let mut memory = File::from(memory.try_clone()?);
-    let mut kept = Vec::new();
-    memory.seek(SeekFrom::Start(0))?;
-    memory.read_to_end(&mut kept)?;
-    let known = Files::from_bytes(&kept);
-    if known.is_none() && !kept.is_empty() {
-        tracing::warn!(
-            "the configuration was being changed when the daemon before this one ended: it is read again"
-        );
-    }
-    let files = known.unwrap_or_default();
+fn config(options: &HoldOptions, memory: &OwnedFd) -> anyhow::Result<(Config, Vec<KeptTree>)> {
+    let (files, trees) = kept::read(memory)?.unwrap_or_default();
     let mut config = Config::load(&options.config, &options.beside, &files)?;
     config.warnings.extend(options.beside.admit(&mut config.policy)?);
-    reload::keep(&OwnedFd::from(memory), &files.to_bytes())?;
-    Ok(config)
+    kept::write(memory, &files, &trees)?;
+    Ok((config, trees))
 }
 
 /// Everything between the start of the runtime and its end.
 async fn live(
     options: HoldOptions,
     config: Config,
+    trees: Vec<KeptTree>,
     spawner: Spawner,
     mut descriptors: Descriptors,
 ) -> anyhow::Result<()> {
-    let opened = Opened::open(options, config, &spawner, descriptors.config.try_clone()?)?;
+    let memory = descriptors.config.try_clone()?;
+    let opened = Opened::open(options, config, trees.clone(), &spawner, memory)?;
     let resumed = saved(&mut descriptors.control_init)?.is_some();
     if resumed {
-        opened.wait_local().await;
+        opened.wait_local(&trees).await;
     }
     let control = opened.serve_control(&mut descriptors)?;
     wait_mounted(&descriptors).await?;
@@ -162,6 +155,7 @@ impl Opened {
     fn open(
         options: HoldOptions,
         config: Config,
+        trees: Vec<KeptTree>,
         spawner: &Spawner,
         memory: OwnedFd,
     ) -> anyhow::Result<Self> {
@@ -238,6 +232,7 @@ impl Opened {
             spawner: spawner.clone(),
             memory,
             config,
+            trees,
         };
         reloader.start()?;
         Ok(Self { facts, control, images, limits, stops })
@@ -245,7 +240,10 @@ impl Opened {
 
     /// Waits until everything that an earlier daemon showed is shown again: the kernel remembers it, and an inode
     /// that nobody knows would be an error for whoever has it open.
-    async fn wait_local(&self) {
+    async fn wait_local(&self, trees: &[KeptTree]) {
+        if let Some(rooms) = self.facts.sources.rooms() {
+            kept::reopen(&rooms, trees, &self.facts.jobs).await;
+        }
         let mut changes = self.facts.board.watch();
         let all = async {
             while !self.facts.board.all_local_done() {

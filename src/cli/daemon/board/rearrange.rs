@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use super::super::clock;
+use super::super::kept::KeptTree;
 use super::{Board, Entry, Seat, new_seat};
+use crate::fs::facts::Rootfs;
 use crate::policy::admit::{NotAdmitted, Verification};
 use crate::policy::code::Denied;
 use crate::policy::digest::Digest;
@@ -55,6 +57,17 @@ impl Board {
         let shown = |entry: &Entry| {
             let candidate = entry.candidate.as_ref()?;
             Some((entry.spec.name.clone(), candidate.jobs.origin.addon_image_digest))
+        };
+        self.lock().iter().filter_map(shown).collect()
+    }
+
+    /// The complete trees that are shown.
+    pub(crate) fn shown_trees(&self) -> Vec<KeptTree> {
+        let shown = |entry: &Entry| {
+            let candidate = entry.candidate.as_ref()?;
+            let Some(Rootfs::Complete(tree)) = candidate.shown.rootfs else { return None };
+            let (image, insecure) = (candidate.jobs.image.clone(), entry.spec.insecure);
+            Some(KeptTree { tree, image, insecure, distrusted: false })
         };
         self.lock().iter().filter_map(shown).collect()
     }
