@@ -11,8 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::registry_access;
+use crate::fetch::error::FetchError;
 use crate::fetch::push::{CopyProgress, push_image};
-use crate::fetch::sink;
+use crate::fetch::{referrers, signatures, sink, source};
+use crate::policy::image::ImageManifest;
 use crate::policy::reference::{ImageRef, Location, PinnedRef};
 use crate::policy::trust::signature_tag;
 
@@ -63,16 +65,25 @@ pub(crate) async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
         "under which tag? write {to}:TAG"
     );
     let sink = sink::open(&to.location, &options)?;
+    // Lists of referrers are read where they are written.
+    let there = source::open(&to.location, &options.without_mirrors())?;
 
     let progress = CopyProgress::default();
     let copy = async {
         push_image(&source, &digest, sink.as_ref(), tag.as_deref(), &progress).await?;
-        let signatures = signature_tag(&digest);
-        if let Some(signed) = source.resolve(&signatures).await? {
-            push_image(&source, &signed, sink.as_ref(), Some(&signatures), &progress).await?;
-            return Ok(true);
+        let tag = signature_tag(&digest);
+        let signed = source.resolve(&tag).await?;
+        if let Some(signed) = &signed {
+            push_image(&source, signed, sink.as_ref(), Some(&tag), &progress).await?;
         }
-        Ok::<_, crate::fetch::error::FetchError>(false)
+        let listed = signatures::listed(source.as_ref(), &digest).await?;
+        for referrer in &listed {
+            push_image(&source, &referrer.digest, sink.as_ref(), None, &progress).await?;
+            let (_, manifest) = source.manifest(&referrer.digest).await?;
+            let kind = artifact_type(&manifest);
+            referrers::attach(there.as_ref(), sink.as_ref(), &digest, &kind, manifest.to_vec()).await?;
+        }
+        Ok::<_, FetchError>(signed.is_some() || !listed.is_empty())
     };
     let signatures = watched(copy, &progress).await.with_context(|| format!("cannot push {from} to {to}"))?;
 
@@ -91,6 +102,14 @@ pub(crate) async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
         println!("{digest}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What an artifact is listed as: its own type, else its config's (distribution-spec, "Listing Referrers").
+fn artifact_type(manifest: &[u8]) -> String {
+    ImageManifest::parse(manifest).map_or_else(
+        |_| String::new(),
+        |manifest| manifest.artifact_type.unwrap_or(manifest.config.media_type),
+    )
 }
 
 /// Waits for the copy and draws how far it is, on a terminal.

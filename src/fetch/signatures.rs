@@ -96,10 +96,16 @@ async fn tagged(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Evidence
     .await
 }
 
-/// The signatures in manifests that refer to `digest`.
-async fn referring(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Evidence>, FetchError> {
+/// The manifests that are listed as signatures of `digest`; what they are has to be seen.
+pub async fn listed(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Descriptor>, FetchError> {
     let mut listed = source.referrers(digest, &TYPES).await?;
     listed.retain(|referrer| may_be_signature(referrer.annotation(PREDICATE_TYPE)));
+    Ok(listed)
+}
+
+/// The signatures in manifests that refer to `digest`.
+async fn referring(source: &dyn BlobSource, digest: &Digest) -> Result<Vec<Evidence>, FetchError> {
+    let mut listed = listed(source, digest).await?;
     if listed.len() > MAX_REFERRING {
         let more = listed.len() - MAX_REFERRING;
         tracing::warn!(%digest, more, "more referrers than are looked at: only the first {MAX_REFERRING} count");

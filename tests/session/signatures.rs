@@ -34,6 +34,18 @@ fn a_bundle_alone_suffices() {
     assert_eq!(s.proxy().take_seen("").len(), 0, "a known image asks nobody");
 }
 
+/// Copies of an image keep it.
+#[test]
+fn a_bundle_goes_with_its_image() {
+    let s = Session::new();
+    let digest = s.build("tools", TOOLS);
+    let local = format!("oci:./tools.oci@{digest}");
+    s.addonfs(["sign", "--key", "cosign.key", "--layout", "bundle", &local]).ok();
+    s.push("tools");
+    s.configure("", &[("tools", &s.reference("tools", &digest), "")]);
+    s.ready();
+}
+
 /// What cosign signed without a key, in a layout, by the identities and the root of the configuration.
 #[test]
 fn an_identity_vouches_for_an_image() {
