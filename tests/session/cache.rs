@@ -39,7 +39,10 @@ fn the_cache_is_looked_at_checked_pruned_and_pinned() {
     let s = Session::new();
     let tools = large(&s, 3);
     let other = s.publish("other", TOOLS);
-    s.configure("prefetch: {fill: false}", &[("tools", &tools, ""), ("other", &other, "mountPath: other")]);
+    s.configure(
+        "prefetch: {fill: false, profiles: false}",
+        &[("tools", &tools, ""), ("other", &other, "mountPath: other")],
+    );
     s.ready();
 
     let before = list(&s);
@@ -82,7 +85,7 @@ fn the_cache_is_looked_at_checked_pruned_and_pinned() {
 
     // What no source uses goes; what is pinned stays whatever is said.
     s.umount();
-    s.configure("prefetch: {fill: false}", &[("tools", &tools, "")]);
+    s.configure("prefetch: {fill: false, profiles: false}", &[("tools", &tools, "")]);
     cache(&s, &["prune"]).ok();
     let pruned = list(&s);
     assert_eq!(pruned["images"].as_array().unwrap().len(), 1, "{pruned}");

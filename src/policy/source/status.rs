@@ -381,6 +381,10 @@ impl SourceStatus {
             [only] if only.reason.code == Cause::NoSignature => {
                 format!(" were found for '{}'", self.pinned)
             }
+            _ if provider == "cosign keyless" => format!(
+                ": none of the expected identities matched what was in the certificate: {}",
+                in_words(refusals)
+            ),
             _ => format!(": {}", in_words(refusals)),
         };
         format!("failed to verify the signature using provider '{provider}': no matching signatures{why}")
@@ -571,6 +575,17 @@ mod tests {
         assert_eq!(s.to_json()["code"], "image.signature.required");
         assert!(s.apply(Transition::Resolve, 2));
         assert!(condition(&s, "Stalled").is_none());
+    }
+
+    /// Case VF-04.
+    #[test]
+    fn words_about_identities() {
+        use crate::policy::trust::verdict::Reason;
+        let reason = Reason { code: Cause::Identity, words: "it is by me".to_owned() };
+        let message = status().unverified(&[Refusal { evidence: None, reason }]);
+        let expected = "failed to verify the signature using provider 'cosign keyless': no matching signatures: \
+                        none of the expected identities matched what was in the certificate: it is by me";
+        assert_eq!(message, expected);
     }
 
     /// Cases VF-01, VF-02 and 1C-41: the words of the condition are Flux's.
