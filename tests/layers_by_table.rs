@@ -466,5 +466,12 @@ async fn a_start_that_was_recorded_needs_nothing_more() {
         assert_eq!(source.ranges.load(Ordering::Relaxed), asked, "{file}");
         profile.replay("job", std::slice::from_ref(&layer)).await.unwrap();
         assert_eq!(source.ranges.load(Ordering::Relaxed), asked, "{file}: it is here");
+
+        // Fetched whole, all of it is here anyway.
+        let third = tempfile::tempdir().unwrap();
+        let layer = open(&open_store(third.path()), &source, Opening::default()).await.unwrap();
+        profile.replay("job", std::slice::from_ref(&layer)).await.unwrap();
+        layer.fetch_to_landmark().await.unwrap();
+        assert_eq!(source.ranges.load(Ordering::Relaxed), asked, "{file}: fetched whole");
     }
 }

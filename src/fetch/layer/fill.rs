@@ -100,7 +100,7 @@ impl Inner {
     }
 
     /// Whether the layer was never here whole: its index came without its content.
-    fn is_read_by_ranges(&self) -> bool {
+    pub(super) fn is_read_by_ranges(&self) -> bool {
         self.index.is_of_chunks() || self.learned.is_some()
     }
 

@@ -78,12 +78,16 @@ impl Layer {
         Some(Recording { layer: self.clone(), recorder })
     }
 
-    /// Fetches the spans that lie in `ranges` of the blob and are not here, up to `parallel` requests at a time.
+    /// Fetches the spans that lie in `ranges` of the blob and are not here, up to `parallel` requests at a time. A layer that
+    /// was fetched whole has nothing to be fetched ahead: all of it was here.
     pub(in crate::fetch) async fn fetch_ranges(
         &self,
         ranges: impl Iterator<Item = Range<u64>>,
         parallel: usize,
     ) -> Result<(), FetchError> {
+        if !self.0.is_read_by_ranges() {
+            return Ok(());
+        }
         let _foreground = self.0.store.traffic.foreground();
         let groups: Vec<Range<usize>> = ranges.flat_map(|range| self.0.missing_in(&range)).collect();
         let mut arriving =
