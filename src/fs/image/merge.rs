@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 
 use super::TreeError;
+use super::resolve::{Step, resolve};
 use super::xattr::{self, XattrSets};
 use crate::fetch::index::{Entry, EntryKind};
 
@@ -26,8 +27,6 @@ const AUFS: &[u8] = b".wh..wh.";
 pub(super) const NAME_MAX: usize = 255;
 /// Linux's PATH_MAX, and so more directories than any path can name.
 pub(super) const PATH_MAX: usize = 4096;
-/// As many symlinks as umoci follows on one path.
-pub(super) const MAX_LINKS: usize = 255;
 /// Bounds memory while merging (about 130 bytes each); the largest images known have about a million.
 const MAX_NODES: usize = 16 << 20;
 
@@ -77,12 +76,6 @@ pub struct Merge<'a> {
     /// The directory of the last entry of this layer, by the path that led there: most entries come after one of the same
     /// directory. Forgotten when anything is replaced or removed, which may lie on that path.
     last: Option<(&'a [u8], u32)>,
-}
-
-/// One component of a resolved path: its name, and its node if it exists.
-struct Step<'a> {
-    name: &'a [u8],
-    node: Option<u32>,
 }
 
 type Reason = &'static str;
@@ -168,39 +161,14 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// Follows `path` from the root as far as it exists; what does not exist is taken literally.
-    fn resolve(&self, path: &'a [u8]) -> Result<Vec<Step<'a>>, Reason> {
-        let mut steps: Vec<Step<'a>> = Vec::new();
-        let mut todo: Vec<&'a [u8]> = path.split(|byte| *byte == b'/').rev().collect();
-        let mut links = 0;
-        while let Some(name) = todo.pop() {
-            match name {
-                b"" | b"." => continue,
-                b".." => {
-                    steps.pop();
-                    continue;
-                }
-                _ => {}
+    fn resolve(&self, path: &'a [u8]) -> Result<Vec<Step<'a, u32>>, Reason> {
+        resolve(path, 0, |dir, name| {
+            let node = self.child(dir, name)?.node;
+            match self.nodes[node as usize].body {
+                Body::Symlink(target) => Some((node, Some(target))),
+                _ => Some((node, None)),
             }
-            let here = steps.last().map_or(Some(0), |step| step.node);
-            let node = here.and_then(|here| self.child(here, name)).map(|edge| edge.node);
-            if let Some(Body::Symlink(target)) = node.map(|node| &self.nodes[node as usize].body) {
-                links += 1;
-                if links > MAX_LINKS {
-                    return Err("its directory lies behind a loop of symbolic links");
-                }
-                if target.first() == Some(&b'/') {
-                    steps.clear();
-                }
-                todo.extend(target.split(|byte| *byte == b'/').rev());
-                continue;
-            }
-            if name.len() > NAME_MAX || steps.len() >= PATH_MAX / 2 {
-                return Err("its directory's name or depth is more than a path can have");
-            }
-            steps.push(Step { name, node });
-        }
-        Ok(steps)
+        })
     }
 
     fn child(&self, dir: u32, name: &[u8]) -> Option<Edge> {
@@ -211,7 +179,7 @@ impl<'a> Merge<'a> {
     }
 
     /// The node of a resolved directory; its missing parts are made, as implied directories.
-    fn make_dirs(&mut self, steps: &[Step<'a>]) -> Result<u32, Reason> {
+    fn make_dirs(&mut self, steps: &[Step<'a, u32>]) -> Result<u32, Reason> {
         let mut dir = 0;
         for step in steps {
             dir = match step.node {
@@ -259,7 +227,7 @@ impl<'a> Merge<'a> {
     }
 
     /// Marks a path as brought by this layer.
-    fn touch(&mut self, steps: &[Step<'a>]) {
+    fn touch(&mut self, steps: &[Step<'a, u32>]) {
         let layer = self.layers;
         let mut dir = 0;
         for step in steps {

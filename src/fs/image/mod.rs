@@ -5,6 +5,7 @@
 //!
 //! * [`merge`]: applies layer after layer to one tree, as the image specification says
 //! * `xattr`, `acl`: which extended attributes are shown
+//! * `resolve`: where a path leads, for those who apply layers
 //! * [`mod@file`], `write`: the flat file's format; reading it without trusting it, and writing it
 //! * [`tree`]: one image's tree: build, open, look up
 //! * [`stream`]: what has arrived of an image that is not complete
@@ -16,6 +17,7 @@ pub mod file;
 pub mod images;
 pub mod merge;
 pub mod program;
+mod resolve;
 pub mod stream;
 pub mod tree;
 mod write;

@@ -15,7 +15,8 @@
 
 use std::collections::BTreeMap;
 
-use super::super::merge::{MAX_LINKS, NAME_MAX, OPAQUE, PATH_MAX, WHITEOUT, is_aufs, split};
+use super::super::merge::{NAME_MAX, OPAQUE, PATH_MAX, WHITEOUT, is_aufs, split};
+use super::super::resolve;
 use super::tree::{self, Attributes, Item, Reason, Tree};
 use crate::fetch::index::EntryKind;
 
@@ -44,7 +45,7 @@ enum Mine {
     Leaf(Option<u32>),
 }
 
-/// A component of a resolved path, and its node if the layer has it.
+/// A component of a resolved path, and its node if the layer has it; kept while nodes are added.
 struct Step {
     name: Box<[u8]>,
     mine: Option<usize>,
@@ -117,39 +118,16 @@ impl Own {
         }
     }
 
-    /// Follows `path` as far as the layer has it; what it does not have is taken literally.
+    /// Follows `path` as far as the layer has it.
     fn resolve(&self, path: &[u8]) -> Result<Vec<Step>, Reason> {
-        let mut steps: Vec<Step> = Vec::new();
-        let mut todo: Vec<&[u8]> = path.split(|byte| *byte == b'/').rev().collect();
-        let mut links = 0;
-        while let Some(name) = todo.pop() {
-            match name {
-                b"" | b"." => continue,
-                b".." => {
-                    steps.pop();
-                    continue;
-                }
-                _ => {}
+        let steps = resolve::resolve(path, ROOT, |dir, name| {
+            let mine = self.child(dir, name)?;
+            match self.nodes.get(mine)? {
+                Mine::Symlink { target, .. } => Some((mine, Some(&**target))),
+                _ => Some((mine, None)),
             }
-            let here = steps.last().map_or(Some(ROOT), |step| step.mine);
-            let mine = here.and_then(|here| self.child(here, name));
-            if let Some(Mine::Symlink { target, .. }) = mine.and_then(|mine| self.nodes.get(mine)) {
-                links += 1;
-                if links > MAX_LINKS {
-                    return Err("its directory lies behind a loop of symbolic links");
-                }
-                if target.first() == Some(&b'/') {
-                    steps.clear();
-                }
-                todo.extend(target.split(|byte| *byte == b'/').rev());
-                continue;
-            }
-            if name.len() > NAME_MAX || steps.len() >= PATH_MAX / 2 {
-                return Err("its directory's name or depth is more than a path can have");
-            }
-            steps.push(Step { name: name.into(), mine });
-        }
-        Ok(steps)
+        })?;
+        Ok(steps.into_iter().map(|step| Step { name: step.name.into(), mine: step.node }).collect())
     }
 
     /// The resolved directory, if nothing of a lower layer can lead elsewhere; in the lowest layer what is missing of it
