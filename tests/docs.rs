@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use addonfs::jobs::{AddonJobs, Caller, Jobs, JobsOptions};
+use addonfs::jobs::{AddonJobs, Asked, Caller, Jobs, JobsOptions};
 use addonfs::policy::addon::{AddonManifest, Origin};
 use addonfs::policy::arguments::Given;
 use addonfs::policy::digest::Digest;
@@ -94,8 +94,8 @@ fn descriptors_plans_and_records() {
     jobs.install(addon());
     let job = jobs.job("tools/backup").unwrap();
     compare("job.json", &job.descriptor_json(), &["addon", "limits", "resources"]);
-    let plan = jobs.plan("tools/backup", Given::Words(Vec::new()), &ME).unwrap();
-    compare("plan.json", &plan, &["executor_preview", "provenance", "requirements"]);
+    let plan = jobs.plan("tools/backup", Asked::plainly(Given::Words(vec![])), &ME).unwrap().to_json();
+    compare("plan.json", &plan, &["executor_preview", "limits", "provenance", "requirements"]);
 
     let run = jobs.create_run("tools/backup", "n", &ME).unwrap();
     compare("record.json", &run.record_json(), &["who", "resources"]);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use addonfs::jobs::executor::{Cause, NetworkSpec, Stop};
 use addonfs::jobs::{
-    AddonJobs, Answer, Caller, Command, Counts, JobError, Jobs, JobsOptions, Retention, Run, RunState, Verb,
+    AddonJobs, Answer, Asked, Caller, Command, Counts, JobError, Jobs, JobsOptions, Retention, Run, RunState,
+    Verb,
 };
 use addonfs::policy::addon::{AddonManifest, Origin, Resources};
 use addonfs::policy::arguments::Given;
@@ -612,7 +613,10 @@ fn several_commands_are_done_or_none() {
     assert_eq!((state, run.name()), ("queued", run.id()));
     assert_eq!(json(run.args_json())["database"], "a");
     let plan = daemon.jobs.job_write(BACKUP, b"plan", &ME).unwrap();
-    assert_eq!(json(&plan), json(daemon.jobs.plan(BACKUP, Given::Words(vec![]), &ME).unwrap()));
+    assert_eq!(
+        json(&plan),
+        json(daemon.jobs.plan(BACKUP, Asked::plainly(Given::Words(vec![])), &ME).unwrap().to_json())
+    );
 }
 
 #[test]
@@ -695,7 +699,7 @@ fn policy_and_runtime_refuse_with_words() {
         Err(JobError::Denied(denied)) => assert_eq!(denied.code.as_str(), "container.runtime.unavailable"),
         other => panic!("{other:?}"),
     }
-    let plan = json(daemon.jobs.plan(FETCH, Given::Words(vec![]), &ME).unwrap());
+    let plan = json(daemon.jobs.plan(FETCH, Asked::plainly(Given::Words(vec![])), &ME).unwrap().to_json());
     assert_eq!(plan["executor_preview"]["runtime"], Value::Null);
     assert_eq!(plan["executor_preview"]["network"], "user");
     assert_eq!(world.launches(), 0);

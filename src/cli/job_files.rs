@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use super::config::beside::profile_of_environment;
 use super::mounted;
+use crate::policy::addon::Resources;
+use crate::policy::ceiling::LimitsError;
 use crate::policy::rules::Profile;
 
 /// Largest record.json or jobs.json that is read.
@@ -29,23 +31,33 @@ pub(crate) struct MountArg {
     mount: Option<PathBuf>,
 }
 
-/// The profile that `run` and `plan` ask for.
+/// What `run` and `plan` ask for beside the job's arguments.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ProfileArg {
+pub(crate) struct WishArgs {
     /// Ask for this security profile: a stricter one is granted, a looser one where the host's policy names it
     /// [default: $ADDONFS_PROFILE, $FLWD_PROFILE, else the host's]
     #[arg(long, value_name = "PROFILE")]
     profile: Option<Profile>,
+    /// Ask for these limits in place of the add-on's own; above the host's ceilings they are refused
+    #[arg(long, value_name = "cpu=N,memory=N,timeout=D", value_parser = limits)]
+    limits: Option<String>,
 }
 
-impl ProfileArg {
+/// Read here for its words; the daemon reads it again.
+fn limits(text: &str) -> Result<String, LimitsError> {
+    Resources::parse_request(text).map(|_| text.replace(' ', ""))
+}
+
+impl WishArgs {
     /// The options of the job's own programs that ask for it.
     pub(crate) fn options(&self) -> anyhow::Result<Vec<OsString>> {
         let profile = match self.profile {
             Some(profile) => Some(profile),
             None => profile_of_environment()?.map(|(profile, _)| profile),
         };
-        Ok(profile.map(|profile| vec!["-p".into(), profile.to_string().into()]).unwrap_or_default())
+        let profile = profile.map(|profile| ["-p".into(), profile.to_string().into()]);
+        let limits = self.limits.as_ref().map(|limits| ["-l".into(), limits.into()]);
+        Ok([profile, limits].into_iter().flatten().flatten().collect())
     }
 }
 

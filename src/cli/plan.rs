@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::job_files::{MountArg, ProfileArg, refused};
+use super::job_files::{MountArg, WishArgs, refused};
 
 /// Show what a job would run with these arguments; runs nothing.
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub(crate) struct PlanArgs {
     #[command(flatten)]
     mount: MountArg,
     #[command(flatten)]
-    profile: ProfileArg,
+    wishes: WishArgs,
     /// The job's id (its path below the mount point), then its arguments as for `addonfs run`
     // One list: whatever follows the job belongs to it, also what looks like an option of ours.
     #[arg(value_names = ["JOB", "ARGUMENT"], num_args = 1.., required = true)]
@@ -29,5 +29,5 @@ pub(crate) struct PlanArgs {
 
 /// Becomes the job's `plan`.
 pub(crate) fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
-    Ok(refused(&args.mount.become_job("plan", args.profile.options()?, args.words)))
+    Ok(refused(&args.mount.become_job("plan", args.wishes.options()?, args.words)))
 }

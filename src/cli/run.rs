@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::job_files::{MountArg, ProfileArg, refused};
+use super::job_files::{MountArg, WishArgs, refused};
 
 /// Run a job: stream its output, end with its exit code.
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     mount: MountArg,
     #[command(flatten)]
-    profile: ProfileArg,
+    wishes: WishArgs,
     /// Pass stdin on to the job
     #[arg(short = 'i', long = "stdin")]
     stdin: bool,
@@ -35,7 +35,7 @@ pub(crate) struct RunArgs {
 
 /// Becomes the job's `run`. Every failure to do so is a refusal: the job's own codes stay the job's.
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let mut options = args.profile.options()?;
+    let mut options = args.wishes.options()?;
     options.extend(args.stdin.then(|| OsString::from("-i")));
     Ok(refused(&args.mount.become_job("run", options, args.words)))
 }

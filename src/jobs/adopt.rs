@@ -18,6 +18,7 @@ use super::error::JobError;
 use super::executor::{EXIT_FILE, Outcome, SHIM_FILE, ShimId, Stop};
 use super::handle::Shared;
 use super::layout::ARGS_RAW;
+use super::plan::Wishes;
 use super::record::{ArgsAt, EXIT_REFUSED, Record};
 use super::run::Run;
 use super::state::RunState;
@@ -157,8 +158,8 @@ fn requeue(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<(), JobError> {
     }
     let args = inner.record.args.clone().unwrap_or_default();
     // What was asked for is asked again: policy may have changed.
-    let profile = inner.record.policy["profile_asked"].as_str().map(str::parse).transpose()?;
-    let decision = shared.decide_start(run.job_id(), Asked { given: Given::Json(args), profile })?;
+    let wishes = Wishes::of_record(&inner.record.policy)?;
+    let decision = shared.decide_start(run.job_id(), Asked { given: Given::Json(args), wishes })?;
     if decision.job.addon.tree != inner.record.tree {
         return Err(JobError::Busy(
             "the add-on was updated while the run was queued; start a new run".into(),

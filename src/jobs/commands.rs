@@ -130,8 +130,8 @@ fn rehearse(run: &Run, commands: &[Command]) -> Result<(), JobError> {
 impl Shared {
     fn obey(self: &Arc<Self>, run: &Arc<Run>, command: &Command) -> Result<String, JobError> {
         match command {
-            Command::Start { token, stdin, profile } => {
-                self.start(run, token.as_deref(), *stdin, *profile).map(|state| format!("{state}\n"))
+            Command::Start { token, stdin, wishes } => {
+                self.start(run, token.as_deref(), *stdin, *wishes).map(|state| format!("{state}\n"))
             }
             Command::Cancel => self.cancel(run),
             Command::Kill(signal) => self.kill(run, *signal),

@@ -5,8 +5,10 @@
 //!
 //! | where | command |
 //! |---|---|
-//! | job | `run [-p PROFILE] [WORDS \| {…}]`, `plan [-p PROFILE] [WORDS \| {…}]`, `help` |
-//! | run | `start [id=TOKEN] [profile=PROFILE] [stdin]`, `cancel`, `kill [SIGNAL]`, `eof` |
+//! | job | `run [-p PROFILE] [-l LIMITS] [WORDS \| {…}]`, `plan` likewise, `help` |
+//! | run | `start [id=TOKEN] [profile=PROFILE] [limits=LIMITS] [stdin]`, `cancel`, `kill [SIGNAL]`, `eof` |
+//!
+//! LIMITS are `cpu=0.5,memory=512Mi,timeout=10m`, or some of them.
 //!
 //! Words are separated by blanks; `'…'`, `"…"` and `\` quote as in a shell, nothing is expanded. They may also be one
 //! JSON array of strings on one line: what the mount's own `plan` writes, because that can hold any word, newlines too.
@@ -17,9 +19,10 @@ use nix::sys::signal::Signal;
 use serde_json::{Map, Value};
 
 use super::error::JobError;
+use super::plan::Wishes;
 use super::state::Verb;
+use crate::policy::addon::Resources;
 use crate::policy::arguments::Given;
-use crate::policy::rules::Profile;
 
 /// Most commands in one write. A write is below 4096 bytes, and more than this is a mistake.
 pub const MAX_COMMANDS: usize = 64;
@@ -35,8 +38,8 @@ pub enum Command {
         token: Option<String>,
         /// Give the job the run's `stdin` instead of /dev/null.
         stdin: bool,
-        /// Run it under this profile; a looser one than holds needs policy's consent.
-        profile: Option<Profile>,
+        /// What is asked for beside the arguments.
+        wishes: Wishes,
     },
     /// End it: TERM, grace, KILL.
     Cancel,
@@ -63,8 +66,15 @@ impl Command {
 pub struct Asked {
     /// The arguments.
     pub given: Given,
-    /// The profile to run under; a looser one than holds needs policy's consent.
-    pub profile: Option<Profile>,
+    /// What is asked for beside them.
+    pub wishes: Wishes,
+}
+
+impl Asked {
+    /// Nothing but arguments.
+    pub fn plainly(given: Given) -> Self {
+        Self { given, wishes: Wishes::default() }
+    }
 }
 
 /// A command of a job's `ctl`.
@@ -85,9 +95,10 @@ pub fn parse_run(bytes: &[u8]) -> Result<Vec<Command>, JobError> {
         "cancel" => no_words("cancel", rest).map(|()| Command::Cancel),
         "kill" => kill(&words(rest)?),
         "eof" => no_words("eof", rest).map(|()| Command::Eof),
-        other => {
-            Err(unknown(other, "start [id=TOKEN] [profile=PROFILE] [stdin], cancel, kill [SIGNAL], eof"))
-        }
+        other => Err(unknown(
+            other,
+            "start [id=TOKEN] [profile=PROFILE] [limits=LIMITS] [stdin], cancel, kill [SIGNAL], eof",
+        )),
     })
 }
 
@@ -99,7 +110,7 @@ pub fn parse_job(bytes: &[u8]) -> Result<Vec<JobCommand>, JobError> {
         "help" => no_words("help", rest).map(|()| JobCommand::Help),
         other => Err(unknown(
             other,
-            "run, plan (each with -p PROFILE if need be, and words or one JSON object), help",
+            "run, plan (each with -p PROFILE and -l LIMITS if need be, and words or one JSON object), help",
         )),
     })
 }
@@ -132,7 +143,10 @@ fn commands<T>(bytes: &[u8], read: impl Fn(&str, &str) -> Result<T, JobError>) -
 /// Where the command ends: after its JSON object, or at the end of the line.
 fn end_of_command(rest: &str) -> Result<usize, JobError> {
     let line_end = rest.find('\n').unwrap_or(rest.len());
-    let behind = profile_option(rest).map_or(rest, |(_, behind)| behind);
+    let mut behind = rest;
+    while let Some((_, _, next)) = option(behind) {
+        behind = next;
+    }
     let blank = rest.len() - behind.trim_start_matches([' ', '\t']).len();
     if !rest[blank..].starts_with('{') {
         return Ok(line_end);
@@ -149,23 +163,36 @@ fn end_of_command(rest: &str) -> Result<usize, JobError> {
     if tail.is_empty() { Ok(end) } else { Err(invalid("more text comes after the JSON object")) }
 }
 
-fn asked(rest: &str) -> Result<Asked, JobError> {
-    let (profile, rest) = match profile_option(rest) {
-        Some((name, behind)) => (Some(name.parse()?), behind),
-        None => (None, rest),
-    };
-    Ok(Asked { given: given(rest.trim())?, profile })
+fn asked(mut rest: &str) -> Result<Asked, JobError> {
+    let mut wishes = Wishes::default();
+    while let Some((letter, value, behind)) = option(rest) {
+        match letter {
+            'p' if wishes.profile.is_none() => wishes.profile = Some(value.parse()?),
+            'l' if wishes.limits == Resources::default() => wishes.limits = limits(value)?,
+            _ => return Err(invalid(format!("-{letter} stands there twice"))),
+        }
+        rest = behind;
+    }
+    Ok(Asked { given: given(rest.trim())?, wishes })
 }
 
-/// `-p NAME` at the front of a job's command, and what comes behind. No argument of a job looks like it.
-fn profile_option(rest: &str) -> Option<(&str, &str)> {
+/// `-p NAME` or `-l LIMITS` at the front of a job's command, and what comes behind. No argument of a job looks like it.
+fn option(rest: &str) -> Option<(char, &str, &str)> {
     let blank = [' ', '\t'];
-    let behind = rest.trim_start_matches(blank).strip_prefix("-p")?;
-    let name = behind.trim_start_matches(blank);
-    if name.len() == behind.len() {
+    let dashed = rest.trim_start_matches(blank).strip_prefix('-')?;
+    let letter = dashed.chars().next().filter(|letter| matches!(letter, 'p' | 'l'))?;
+    let behind = dashed.get(1..)?;
+    let value = behind.trim_start_matches(blank);
+    if value.len() == behind.len() {
         return None;
     }
-    Some(name.split_at(name.find(|c: char| c.is_whitespace() || c == '{').unwrap_or(name.len())))
+    let end = value.find(|c: char| c.is_whitespace() || c == '{').unwrap_or(value.len());
+    let (value, behind) = value.split_at(end);
+    Some((letter, value, behind))
+}
+
+fn limits(text: &str) -> Result<Resources, JobError> {
+    Resources::parse_request(text).map_err(|error| invalid(error.to_string()))
 }
 
 fn given(rest: &str) -> Result<Given, JobError> {
@@ -182,23 +209,27 @@ fn given(rest: &str) -> Result<Given, JobError> {
 }
 
 fn start(words: &[String]) -> Result<Command, JobError> {
-    let (mut token, mut stdin, mut profile) = (None, false, None);
+    let (mut token, mut stdin, mut wishes) = (None, false, Wishes::default());
     for word in words {
         match word.split_once('=') {
             Some(("id", value)) if token.is_none() => token = Some(checked_token(value)?),
             Some(("id", _)) => return Err(invalid("start has two ids")),
-            Some(("profile", value)) if profile.is_none() => profile = Some(value.parse()?),
+            Some(("profile", value)) if wishes.profile.is_none() => wishes.profile = Some(value.parse()?),
             Some(("profile", _)) => return Err(invalid("start has two profiles")),
+            Some(("limits", value)) if wishes.limits == Resources::default() => {
+                wishes.limits = limits(value)?;
+            }
+            Some(("limits", _)) => return Err(invalid("start has limits twice")),
             None if word == "stdin" => stdin = true,
             _ => {
                 return Err(invalid(format!(
-                    "start does not know `{}`; it takes id=TOKEN, profile=PROFILE and stdin",
+                    "start does not know `{}`; it takes id=TOKEN, profile=PROFILE, limits=LIMITS and stdin",
                     short(word)
                 )));
             }
         }
     }
-    Ok(Command::Start { token, stdin, profile })
+    Ok(Command::Start { token, stdin, wishes })
 }
 
 fn checked_token(value: &str) -> Result<String, JobError> {
@@ -297,24 +328,44 @@ fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::rules::Profile;
 
     fn start_of(token: Option<&str>, stdin: bool) -> Command {
-        Command::Start { token: token.map(str::to_owned), stdin, profile: None }
+        Command::Start { token: token.map(str::to_owned), stdin, wishes: Wishes::default() }
     }
 
     #[test]
     fn reads_profiles() {
         let start = |text: &str| match parse_run(text.as_bytes()).unwrap().as_slice() {
-            [Command::Start { profile, .. }] => *profile,
+            [Command::Start { wishes, .. }] => wishes.profile,
             other => panic!("{other:?}"),
         };
         assert_eq!(start("start id=a profile=permissive stdin"), Some(Profile::Permissive));
         let job = |text: &str| match parse_job(text.as_bytes()).unwrap().as_slice() {
             [JobCommand::Run(asked) | JobCommand::Plan(asked)] => {
-                (asked.profile, format!("{:?}", asked.given))
+                (asked.wishes.profile, format!("{:?}", asked.given))
             }
             other => panic!("{other:?}"),
         };
+        let limits = |text: &str| match parse_job(text.as_bytes()).unwrap().as_slice() {
+            [JobCommand::Run(asked)] => (asked.wishes.limits.cpu_millis, format!("{:?}", asked.given)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            limits("run -l cpu=0.5 -p secure {\"a\":1}"),
+            limits("run -p secure -l cpu=500m{\"a\":1}")
+        );
+        assert_eq!(limits("run -l cpu=0.5 x=1"), (Some(500), "Words([\"x=1\"])".to_owned()));
+        match parse_run(b"start limits=cpu=1,timeout=1m stdin").unwrap().as_slice() {
+            [Command::Start { wishes, stdin: true, .. }] => {
+                assert_eq!(wishes.limits, Resources::parse_request("cpu=1,timeout=1m").unwrap());
+            }
+            other => panic!("{other:?}"),
+        }
+        for bad in ["run -l cpu=1 -l memory=1Gi", "run -p secure -p secure", "run -l cpu"] {
+            assert!(parse_job(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(parse_run(b"start limits=cpu=1 limits=memory=1").is_err());
         let secure = Some(Profile::Secure);
         assert_eq!(job("run -p secure {\n\"a\":1}"), job("run \t-p  secure{\"a\":1}\n"));
         assert_eq!(job("run -p secure {\"a\":1}").0, secure);
@@ -386,7 +437,10 @@ mod tests {
         assert_eq!(json(r#"run {"a":1}"#), r#"{"a":1}"#);
         assert_eq!(json("run{\n \"a\": \"x y\"\n}\n"), r#"{"a":"x y"}"#);
         match parse_job(b"plan --db 'my app' --x=\"a\\\"b\" k\\ v\nhelp\n").unwrap().as_slice() {
-            [JobCommand::Plan(Asked { given: Given::Words(words), profile: None }), JobCommand::Help] => {
+            [
+                JobCommand::Plan(Asked { given: Given::Words(words), wishes: Wishes { profile: None, .. } }),
+                JobCommand::Help,
+            ] => {
                 assert_eq!(words, &["--db", "my app", "--x=a\"b", "k v"]);
             }
             other => panic!("{other:?}"),

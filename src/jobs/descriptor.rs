@@ -37,8 +37,6 @@ pub struct Job {
     id: String,
     pub(super) addon: Arc<AddonJobs>,
     pub(super) entry: Entrypoint,
-    pub(super) effective: Resources,
-    pub(super) findings: Vec<Finding>,
     descriptor: Value,
     descriptor_json: Arc<[u8]>,
     argspec_json: Arc<[u8]>,
@@ -46,9 +44,18 @@ pub struct Job {
 
 /// Something worth knowing that is no refusal.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub(super) struct Finding {
-    pub(super) code: &'static str,
-    pub(super) message: String,
+pub struct Finding {
+    /// A word for programs.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl Finding {
+    /// A hint was cut to its ceiling.
+    pub(super) fn clamped(message: String) -> Self {
+        Self { code: "resources.clamped", message }
+    }
 }
 
 impl Job {
@@ -64,8 +71,7 @@ impl Job {
             format!("{}/{}", addon.mount_path, entry.id)
         };
         let (effective, cuts) = entry.resources.clamped(ceilings);
-        let findings: Vec<Finding> =
-            cuts.into_iter().map(|message| Finding { code: "resources.clamped", message }).collect();
+        let findings: Vec<Finding> = cuts.into_iter().map(Finding::clamped).collect();
         let descriptor = describe(&id, addon, entry, effective, &findings, limits);
         Self {
             descriptor_json: pretty(&descriptor).into(),
@@ -74,8 +80,6 @@ impl Job {
             id,
             addon: Arc::clone(addon),
             entry: entry.clone(),
-            effective,
-            findings,
         }
     }
 

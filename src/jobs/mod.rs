@@ -45,13 +45,18 @@ mod stdin;
 mod supervisor;
 
 pub use args::{MAX_ARGS_BYTES, MAX_PLAIN_BYTES};
-pub use control::{Command, JobCommand};
-pub use descriptor::Job;
+pub use control::{Asked, Command, JobCommand};
+pub use descriptor::{Finding, Job};
 pub use error::JobError;
 pub use handle::{Counts, Jobs};
 pub use options::{
     Caller, EnsureImage, ImageWanted, JobsOptions, JobsPolicy, Progress, ROOT_IMAGE_SUFFIX, Retention,
     RunLimits,
+};
+pub use plan::Wishes;
+pub use plan::document::{
+    ExecutorPreview, Limit, Limits, MountPreview, PlanDocument, Provenance, Requirements, RuntimePreview,
+    SourcePreview,
 };
 pub use record::{EXIT_CANCELED, EXIT_REFUSED, EXIT_TIMEOUT};
 pub use run::Run;

@@ -9,16 +9,16 @@ use super::error::JobError;
 use super::handle::{Jobs, Rules, Shared};
 use super::layout::{ARGS, ARGS_RAW, PLAN, write_whole};
 use super::options::Caller;
-use super::plan::{Plan, Surroundings};
+use super::plan::document::PlanDocument;
+use super::plan::{Plan, Surroundings, Wishes};
 use super::queue::NoPlace;
 use super::record::{ArgsAt, now_ms, pretty};
 use super::run::{Inner, Pending, Run, WRITE_AGAIN};
 use super::state::{RunState, Verb};
 use super::stdin::Stdin;
-use crate::policy::arguments::{Arguments, Given};
+use crate::policy::arguments::Arguments;
 use crate::policy::code::Denied;
 use crate::policy::event::Event;
-use crate::policy::rules::Profile;
 
 /// What was decided about arguments: they fit, and policy allows what they lead to.
 pub(super) struct Decision {
@@ -28,10 +28,9 @@ pub(super) struct Decision {
 }
 
 impl Jobs {
-    /// What would run with these arguments: the content of a `plan.json`. Runs nothing.
-    pub fn plan(&self, job_id: &str, given: Given, _caller: &Caller) -> Result<Vec<u8>, JobError> {
-        let asked = Asked { given, profile: None };
-        self.0.decide(job_id, asked).map(|decision| decision.plan.json)
+    /// What would run with these arguments. Runs nothing.
+    pub fn plan(&self, job_id: &str, asked: Asked, _caller: &Caller) -> Result<PlanDocument, JobError> {
+        self.0.decide(job_id, asked).map(|decision| decision.plan.document)
     }
 }
 
@@ -42,7 +41,7 @@ impl Shared {
         let job = job.ok_or_else(|| JobError::NotFound(format!("job {job_id}")))?;
         let args = job.entry.argspec.resolve(asked.given).map_err(JobError::Arguments)?;
         let rules = self.rules();
-        let plan = Plan::make(&job, &args, asked.profile, &self.surroundings(&job, &rules))?;
+        let plan = Plan::make(&job, &args, asked.wishes, &self.surroundings(&job, &rules))?;
         Ok(Decision { job, args, plan })
     }
 
@@ -66,7 +65,7 @@ impl Shared {
         run: &Arc<Run>,
         token: Option<&str>,
         stdin: bool,
-        profile: Option<Profile>,
+        wishes: Wishes,
     ) -> Result<RunState, JobError> {
         {
             let mut inner = run.lock();
@@ -77,7 +76,7 @@ impl Shared {
             if inner.text_lost {
                 return Err(JobError::Invalid(WRITE_AGAIN.into()));
             }
-            let decision = self.decide_start(run.job_id(), Asked { given: inner.text.given()?, profile })?;
+            let decision = self.decide_start(run.job_id(), Asked { given: inner.text.given()?, wishes })?;
             let mut places = self.places(1)?;
             self.commit_start(run, &mut inner, decision, token, stdin, &mut places)?;
         }
@@ -106,8 +105,8 @@ impl Shared {
         record.held_secrets = !args.secrets.is_empty();
         record.token = token.map(str::to_owned);
         record.stdin = stdin;
+        record.limits = plan.limits().clone();
         record.policy = plan.policy;
-        record.limits = plan.limits;
         record.plan_digest = Some(plan.digest);
         // The add-on may have changed since mkdir: the record tells what runs.
         (record.origin, record.image) = (job.addon.origin.clone(), job.addon.image.clone());
@@ -138,6 +137,7 @@ impl Shared {
             overrides: &rules.policy.overrides,
             inherited: &rules.inherited,
             limits: self.options.limits,
+            ceilings: rules.policy.ceilings,
             images_dir: self.options.images_dir.clone(),
             data_dir: self.layout.data_dir(job.id()),
             runtime: self.executor.runtime(),

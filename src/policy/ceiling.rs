@@ -23,6 +23,43 @@ impl Resources {
         (effective, findings)
     }
 
+    /// What is said here, and what is not said from `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.or(other.cpu_millis),
+            memory_bytes: self.memory_bytes.or(other.memory_bytes),
+            timeout: self.timeout.or(other.timeout),
+        }
+    }
+
+    /// Reads a request: `cpu=0.5,memory=512Mi,timeout=10m`, each at most once, in any order.
+    pub fn parse_request(text: &str) -> Result<Self, LimitsError> {
+        let mut asked = Self::default();
+        for item in text.split(',') {
+            let (name, value) = item.split_once('=').ok_or_else(|| LimitsError::Form(item.to_owned()))?;
+            asked.ask(name.trim(), value.trim())?;
+        }
+        Ok(asked)
+    }
+
+    /// Asks for one limit, by its name in a manifest's `resources`.
+    pub fn ask(&mut self, name: &str, value: &str) -> Result<(), LimitsError> {
+        let before = match name {
+            "cpu" => self.cpu_millis.replace(quantity::parse_cpu(value)?).is_some(),
+            "memory" => self.memory_bytes.replace(quantity::parse_memory(value)?).is_some(),
+            "timeout" => {
+                let timeout = duration::parse(value)?;
+                if timeout < Duration::from_millis(1) {
+                    return Err(LimitsError::NoTime(value.to_owned()));
+                }
+                self.timeout.replace(timeout).is_some()
+            }
+            other => return Err(LimitsError::Unknown(other.chars().take(40).collect())),
+        };
+        if before { Err(LimitsError::Twice(name.to_owned())) } else { Ok(()) }
+    }
+
     /// Refuses an explicit request above a ceiling.
     pub fn within(self, ceiling: Self) -> Result<Self, Denied> {
         match self.excesses(ceiling) {
@@ -47,6 +84,29 @@ impl Resources {
     }
 }
 
+/// Why a request for limits is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LimitsError {
+    /// Not `name=value`.
+    #[error("{0:?} is not a limit: write cpu=0.5,memory=512Mi,timeout=10m")]
+    Form(String),
+    /// No such limit.
+    #[error("there is no limit {0:?}: there are cpu, memory and timeout")]
+    Unknown(String),
+    /// Said twice.
+    #[error("the limit {0} is said twice")]
+    Twice(String),
+    /// A job with no time.
+    #[error("the timeout {0:?} leaves no time to run: a millisecond is the least")]
+    NoTime(String),
+    /// Not an amount.
+    #[error(transparent)]
+    Quantity(#[from] quantity::QuantityError),
+    /// Not a duration.
+    #[error(transparent)]
+    Duration(#[from] duration::DurationError),
+}
+
 fn smaller<T: Ord>(hint: Option<T>, ceiling: Option<T>) -> Option<T> {
     match (hint, ceiling) {
         (Some(hint), Some(ceiling)) => Some(hint.min(ceiling)),
@@ -61,6 +121,33 @@ fn above<T: Ord>(asked: Option<T>, most: Option<T>) -> Option<(T, T)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_are_read_whole_or_refused() {
+        let asked = Resources::parse_request("cpu=0.5,timeout=90s, memory = 1Gi").unwrap();
+        let expected = Resources {
+            cpu_millis: Some(500),
+            memory_bytes: Some(1 << 30),
+            timeout: Some(Duration::from_secs(90)),
+        };
+        assert_eq!(asked, expected);
+        let hint = Resources { cpu_millis: Some(1), memory_bytes: Some(2), timeout: None };
+        let one = Resources::parse_request("memory=4k").unwrap();
+        assert_eq!(one.or(hint), Resources { memory_bytes: Some(4096), ..hint });
+        for (text, word) in [
+            ("", "not a limit"),
+            ("cpu", "not a limit"),
+            ("gpu=1", "no limit"),
+            ("cpu=1,cpu=2", "twice"),
+            ("memory=1GB", "ambiguous"),
+            ("cpu=0", "zero"),
+            ("timeout=5", "unit"),
+            ("timeout=0", "no time"),
+        ] {
+            let error = Resources::parse_request(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn a_hint_is_cut_and_a_request_refused() {

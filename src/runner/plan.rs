@@ -55,17 +55,17 @@ fn unbroken(json: &mut [u8]) {
     json.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
 }
 
-/// `plan `, and the profile that is asked for.
+/// `plan `, and what is asked for beside the arguments.
 fn verb(options: &Options<'_>, line: &mut [u8]) -> Option<usize> {
-    let at = push(b"plan ", line, 0)?;
-    match options.profile {
-        None => Some(at),
-        Some(profile) => {
-            let at = push(b"-p ", line, at)?;
-            let at = push(profile, line, at)?;
-            push(b" ", line, at)
+    let mut at = push(b"plan ", line, 0)?;
+    for (option, value) in [(b"-p ", options.profile), (b"-l ", options.limits)] {
+        if let Some(value) = value {
+            at = push(option, line, at)?;
+            at = push(value, line, at)?;
+            at = push(b" ", line, at)?;
         }
     }
+    Some(at)
 }
 
 /// Behind `at` what the descriptor holds.
@@ -90,7 +90,7 @@ pub(crate) fn help(place: &Place) -> i32 {
         Ok(_) => ask(place, b"help\n"),
         // Who may not run the job may still read what it takes.
         Err(Errno::EACCES) => complain(&[
-            b"usage: run [-i] [-p PROFILE] [--args-json JSON|@FILE|-] [--name VALUE ...]; you may not run this job, ",
+            b"usage: run [-i] [-p PROFILE] [-l LIMITS] [--args-json JSON|@FILE|-] [--name VALUE ...]; you may not run this job, ",
             b"its arguments are in argspec.json beside it",
         ]),
         Err(errno) => complain(&[b"cannot open the ctl of the job: ", errno.words()]),

@@ -123,6 +123,10 @@ fn start(folder: i32, options: &Options<'_>) -> Result<i32, i32> {
         line.push(b" profile=");
         line.push(profile);
     }
+    if let Some(limits) = options.limits {
+        line.push(b" limits=");
+        line.push(limits);
+    }
     line.push(if options.stdin { b" stdin\n" } else { b"\n" });
     match control::say(ctl, line.bytes()) {
         Ok(()) => Ok(ctl),

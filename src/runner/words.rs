@@ -31,6 +31,8 @@ pub(crate) struct Options<'w> {
     pub(crate) stdin: bool,
     /// `-p PROFILE`: the security profile to ask for.
     pub(crate) profile: Option<&'w [u8]>,
+    /// `-l LIMITS`: the limits to ask for.
+    pub(crate) limits: Option<&'w [u8]>,
     /// `--help`.
     pub(crate) help: bool,
     /// The value of `--args-json`.
@@ -62,7 +64,8 @@ impl<'s> Words<'s> {
 
     /// Reads the options; they end at the first word that is none.
     pub(crate) fn options(&self) -> Result<Options<'_>, &'static str> {
-        let mut options = Options { stdin: false, profile: None, help: false, json: None, first: 0 };
+        let mut options =
+            Options { stdin: false, profile: None, limits: None, help: false, json: None, first: 0 };
         let mut words = self.iter();
         while let Some(word) = words.next() {
             match word {
@@ -71,6 +74,11 @@ impl<'s> Words<'s> {
                 b"-p" => {
                     let profile = words.next().filter(|word| is_word(word));
                     options.profile = Some(profile.ok_or("-p needs secure, permissive or disabled")?);
+                    options.first += 1;
+                }
+                b"-l" => {
+                    let limits = words.next().filter(|word| is_list(word));
+                    options.limits = Some(limits.ok_or("-l needs limits, as in cpu=0.5,memory=512Mi,timeout=10m")?);
                     options.first += 1;
                 }
                 b"--args-json" => {
@@ -170,6 +178,12 @@ impl<'s> Words<'s> {
 /// Letters only: it becomes a word of a command line.
 fn is_word(word: &[u8]) -> bool {
     !word.is_empty() && word.len() <= 40 && word.iter().all(u8::is_ascii_alphabetic)
+}
+
+/// No blank and nothing that quotes: likewise.
+fn is_list(word: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"=,.+-".contains(byte);
+    !word.is_empty() && word.len() <= 120 && word.iter().all(plain)
 }
 
 /// Overwrites a word; its length does not show.

@@ -147,9 +147,9 @@ impl ControlTree {
         let jobs = self.runs.handle();
         let answer = match parse_run(data).as_deref() {
             // without a token it gets the request's own: sent again by the kernel it is the same start
-            Ok([Command::Start { token: None, stdin, profile }]) => {
+            Ok([Command::Start { token: None, stdin, wishes }]) => {
                 let token = Some(format!("request-{}-{}", request.pid, request.unique));
-                let start = Command::Start { token, stdin: *stdin, profile: *profile };
+                let start = Command::Start { token, stdin: *stdin, wishes: *wishes };
                 jobs.run_command(run, start, &request.caller())
             }
             _ => jobs.run_write(run, data, &request.caller()),
