@@ -15,6 +15,7 @@ mod image;
 mod layer;
 mod pieces;
 mod programs;
+mod python;
 mod tar_split;
 mod toc;
 mod tree;
@@ -34,6 +35,7 @@ use crate::policy::reference::{ImageRef, Location, PinnedRef};
 use format::LayerFormat;
 use image::{Draft, Settings};
 use layer::BuiltLayer;
+use programs::Starts;
 use tree::{Times, Tree};
 
 /// Build an add-on image from a folder.
@@ -80,7 +82,7 @@ pub(crate) struct BuildArgs {
     #[arg(long = "format", value_name = "FORMAT", value_enum, default_value_t = LayerFormat::Estargz)]
     layer_format: LayerFormat,
     /// Paths of files that jobs read at their start, one a line: they come first in the layers, in this order, and
-    /// then, in formats with a table of contents, the programs of the jobs and their libraries
+    /// then, in formats with a table of contents, the programs of the jobs, their libraries, and what Python imports
     #[arg(long, value_name = "FILE")]
     first: Option<PathBuf>,
     /// The platform [default: this host's]
@@ -166,13 +168,13 @@ fn layers(
         );
     }
     // Only readers with a table of contents gain by it.
-    let programs = match args.layer_format {
+    let starts = match args.layer_format {
         LayerFormat::Estargz | LayerFormat::ZstdChunked => {
-            programs::of(&manifest.entrypoints, &trees, settings.path())
+            programs::of(&manifest.entrypoints, &trees, settings.surroundings())
         }
-        LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::Tar => Vec::new(),
+        LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::Tar => Starts::default(),
     };
-    let orders = first::order(&trees, said.iter().chain(&programs));
+    let orders = first::order(&trees, said.iter().chain(&starts.ahead), &starts.together);
     let pairs = trees.iter().zip(&orders).zip(names);
     pairs
         .map(|((tree, order), name)| Ok((layer::pack(tree, order, created, args.layer_format)?, name)))

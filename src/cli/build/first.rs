@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -18,7 +20,7 @@ const MAX_LINKS: usize = 40;
 pub(super) struct Order {
     /// Indexes into the tree's entries, each once.
     order: Vec<usize>,
-    /// How many of them come first because it was asked for.
+    /// How many of them are to be fetched before they are asked for.
     pub first: usize,
 }
 
@@ -44,15 +46,26 @@ pub(super) fn missing<'p>(trees: &[Tree], paths: &'p [PathBuf]) -> Vec<&'p PathB
 
 /// Orders the trees of an image, the upper ones last in `trees`. Symbolic links on the way to a file come with it, as
 /// do the folders that it lies in and the name that a hard link is one of. Paths that are in no tree are passed over.
-pub(super) fn order<'p>(trees: &[Tree], first: impl IntoIterator<Item = &'p PathBuf>) -> Vec<Order> {
+/// What is in `first` is to be fetched ahead; what is in `then` only lies together.
+pub(super) fn order<'p>(
+    trees: &[Tree],
+    first: impl IntoIterator<Item = &'p PathBuf>,
+    then: impl IntoIterator<Item = &'p PathBuf>,
+) -> Vec<Order> {
     let image = Image::new(trees);
     let mut picked: Vec<Picked<'_>> = trees.iter().map(Picked::new).collect();
-    for (tree, index) in first.into_iter().filter_map(|path| image.resolve(path)).flatten() {
+    pick(&image, &mut picked, first);
+    let ahead: Vec<usize> = picked.iter().map(|picked| picked.order.len()).collect();
+    pick(&image, &mut picked, then);
+    picked.into_iter().zip(ahead).map(|(picked, first)| picked.finish(first)).collect()
+}
+
+fn pick<'p>(image: &Image<'_>, picked: &mut [Picked<'_>], paths: impl IntoIterator<Item = &'p PathBuf>) {
+    for (tree, index) in paths.into_iter().filter_map(|path| image.resolve(path)).flatten() {
         if let Some(picked) = picked.get_mut(tree) {
             picked.pick(index);
         }
     }
-    picked.into_iter().map(Picked::finish).collect()
 }
 
 /// An entry's tree, and its index there.
@@ -77,6 +90,25 @@ impl<'t> Image<'t> {
 
     pub(super) fn entry(&self, place: Place) -> Option<&'t Entry> {
         self.trees.get(place.0)?.entries.get(place.1)
+    }
+
+    /// Where an entry is in the image.
+    pub(super) fn path(&self, place: Place) -> Option<PathBuf> {
+        Some(self.trees.get(place.0)?.prefix.join(&self.entry(place)?.path))
+    }
+
+    /// The start of a file, at most `limit` bytes. What cannot be read will be told of when it is packed.
+    pub(super) fn content(&self, place: Place, limit: u64) -> Option<Vec<u8>> {
+        let file = File::open(self.trees.get(place.0)?.root.join(&self.entry(place)?.path)).ok()?;
+        let mut bytes = Vec::new();
+        file.take(limit).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    /// Whether a path leads to a folder.
+    pub(super) fn is_folder(&self, path: &Path) -> bool {
+        let place = self.resolve(path).and_then(|mut places| places.pop());
+        place.and_then(|place| self.entry(place)).is_some_and(|entry| matches!(entry.kind, Kind::Dir))
     }
 
     /// The regular file that a path leads to.
@@ -169,9 +201,8 @@ impl<'t> Picked<'t> {
         }
     }
 
-    fn finish(self) -> Order {
+    fn finish(self, first: usize) -> Order {
         let Self { tree, mut order, done, .. } = self;
-        let first = order.len();
         order.extend((0..tree.entries.len()).filter(|index| !done.contains(index)));
         Order { order, first }
     }

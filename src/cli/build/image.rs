@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::BuildArgs;
 use super::layer::BuiltLayer;
+use super::python::Surroundings;
 use crate::fetch::sink::{BlobContent, BlobSink};
 use crate::fetch::source::BlobSource;
 use crate::policy::digest::Digest;
@@ -30,10 +31,17 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The jobs' `PATH`.
-    pub(super) fn path(&self) -> &str {
-        let own = self.env.iter().rev().find(|(name, _)| name == "PATH");
-        own.map_or(DEFAULT_PATH, |(_, path)| path)
+    /// What jobs find when they start, as far as it is said here and not by a base image.
+    pub(super) fn surroundings(&self) -> Surroundings<'_> {
+        let own = |wanted| {
+            let found = self.env.iter().rev().find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.as_str())
+        };
+        Surroundings {
+            path: own("PATH").unwrap_or(DEFAULT_PATH),
+            python_path: own("PYTHONPATH"),
+            workdir: self.workdir.as_deref().unwrap_or("/"),
+        }
     }
 
     /// Checks the words.

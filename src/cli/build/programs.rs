@@ -1,48 +1,83 @@
-//! The programs of an add-on's entrypoints, with their interpreters and libraries: what each start reads, whatever it does.
-//! They come first in the layers, as one piece.
+//! What an add-on's entrypoints read at each start, whatever they do then: their programs, the interpreters and libraries of
+//! those, and what the programs import. It lies together at the start of the layers, the programs before all else.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::PathBuf;
 
-use super::first::Image;
+use super::first::{Image, Place};
+use super::python::{self, Surroundings};
 use super::tree::{Kind, Tree};
 use crate::fs::image::program::{MAX_ARGUMENT, MAX_FILES, MAX_SIZE, find_program, needs};
 use crate::policy::addon::Entrypoint;
 
-/// The paths of what `entrypoints` start, in the order of need. What is in none of the trees is of a base image, or found
-/// by the program itself.
-pub(super) fn of(entrypoints: &[Entrypoint], trees: &[Tree], path: &str) -> Vec<PathBuf> {
+/// Bytes of what one entrypoint imports, up to which it is worth fetching for whoever mounts the image and may start
+/// another: less than half a second of a slow line.
+const MAX_AHEAD: u64 = 4 << 20;
+
+/// The paths of what entrypoints start with, in the order of need. What is in none of the trees is of a base image, or
+/// found by the program itself.
+#[derive(Debug, Default)]
+pub(super) struct Starts {
+    /// What every mount fetches.
+    pub ahead: Vec<PathBuf>,
+    /// What lies together, for the jobs that read it.
+    pub together: Vec<PathBuf>,
+}
+
+/// What `entrypoints` start.
+pub(super) fn of(entrypoints: &[Entrypoint], trees: &[Tree], around: Surroundings<'_>) -> Starts {
     let image = Image::new(trees);
-    let resolve = |name: &str| image.file(name.as_ref());
-    let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
+    let mut programs =
+        Programs { image: &image, path: around.path, order: Vec::new(), seen: BTreeSet::new() };
     for entrypoint in entrypoints {
-        let mut next: Vec<(usize, usize)> = Vec::new();
-        if let Some((program, arguments)) = entrypoint.command.split_first() {
-            next.extend(find_program(program, path, &resolve));
+        programs.start(&entrypoint.command);
+    }
+    let mut ahead = programs.order;
+    let mut together = Vec::new();
+    for entrypoint in entrypoints {
+        let imported = python::imported(&image, &entrypoint.command, around);
+        let bytes: u64 = imported.iter().map(|place| size(&image, *place)).sum();
+        if bytes <= MAX_AHEAD { &mut ahead } else { &mut together }.extend(imported);
+    }
+    let paths = |places: Vec<Place>| places.into_iter().filter_map(|place| image.path(place)).collect();
+    Starts { ahead: paths(ahead), together: paths(together) }
+}
+
+fn size(image: &Image<'_>, place: Place) -> u64 {
+    match image.entry(place).map(|entry| &entry.kind) {
+        Some(Kind::File { size }) => *size,
+        _ => 0,
+    }
+}
+
+/// Programs with their interpreters and libraries.
+struct Programs<'i, 't> {
+    image: &'i Image<'t>,
+    path: &'i str,
+    order: Vec<Place>,
+    seen: BTreeSet<Place>,
+}
+
+impl Programs<'_, '_> {
+    fn start(&mut self, command: &[String]) {
+        let image = self.image;
+        let resolve = |name: &str| image.file(name.as_ref());
+        let mut next: Vec<Place> = Vec::new();
+        if let Some((program, arguments)) = command.split_first() {
+            next.extend(find_program(program, self.path, &resolve));
             let named = arguments.iter().filter(|word| word.starts_with('/'));
-            next.extend(named.filter_map(|word| resolve(word)).filter(|place| {
-                matches!(image.entry(*place).map(|entry| &entry.kind), Some(Kind::File { size }) if *size <= MAX_ARGUMENT)
-            }));
+            let small = |place: &Place| size(image, *place) <= MAX_ARGUMENT;
+            next.extend(named.filter_map(|word| resolve(word)).filter(small));
         }
         while !next.is_empty() {
-            next.retain(|place| seen.len() < MAX_FILES && seen.insert(*place));
+            next.retain(|place| self.seen.len() < MAX_FILES && self.seen.insert(*place));
             let mut named = Vec::new();
             for place in next {
-                let Some(tree) = trees.get(place.0) else { continue };
-                let Some(entry) = image.entry(place) else { continue };
-                order.push(tree.prefix.join(&entry.path));
-                let mut bytes = Vec::new();
-                // What cannot be read will be told of when it is packed.
-                let read = File::open(tree.root.join(&entry.path))
-                    .and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes));
-                if read.is_ok() {
-                    named.extend(needs(&bytes, path, &resolve));
-                }
+                self.order.push(place);
+                let content = image.content(place, MAX_SIZE).unwrap_or_default();
+                named.extend(needs(&content, self.path, &resolve));
             }
             next = named;
         }
     }
-    order
 }

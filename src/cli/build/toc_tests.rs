@@ -16,6 +16,7 @@ use super::first;
 use super::format::LayerFormat;
 use super::layer::{BuiltLayer, pack};
 use super::programs;
+use super::python::Surroundings;
 use super::tree::{Times, Tree};
 use crate::policy::addon::AddonManifest;
 use crate::policy::digest::Digest;
@@ -55,7 +56,7 @@ fn built(dir: &Path, prefix: &str, mtime: u64, format: LayerFormat, first: &[&st
     let first: Vec<PathBuf> = first.iter().map(PathBuf::from).collect();
     let missing = first::missing(std::slice::from_ref(&tree), &first);
     assert!(missing.is_empty(), "{missing:?}");
-    let orders = first::order(std::slice::from_ref(&tree), &first);
+    let orders = first::order(std::slice::from_ref(&tree), &first, &[]);
     pack(&tree, &orders[0], mtime, format).unwrap()
 }
 
@@ -340,8 +341,10 @@ fn programs_come_with_what_they_need() {
         Tree::walk(&addon, "addon", &[], Times::All(0)).unwrap(),
     ];
     let manifest = AddonManifest::parse(manifest.as_bytes()).unwrap();
-    let found = programs::of(&manifest.entrypoints, &trees, "/bin");
-    let names: Vec<_> = found.iter().map(|path| path.display().to_string()).collect();
+    let around = Surroundings { path: "/bin", python_path: None, workdir: "/" };
+    let found = programs::of(&manifest.entrypoints, &trees, around);
+    assert!(found.together.is_empty());
+    let names: Vec<_> = found.ahead.iter().map(|path| path.display().to_string()).collect();
     assert_eq!(names[..2], ["addon/start", "bin/dash"]);
     let mut libraries: Vec<_> = names[2..].to_vec();
     let mut expected: Vec<_> =
@@ -349,7 +352,7 @@ fn programs_come_with_what_they_need() {
     libraries.sort();
     expected.sort();
     assert_eq!(libraries, expected);
-    assert!(programs::of(&manifest.entrypoints, &[], "/bin").is_empty());
+    assert!(programs::of(&manifest.entrypoints, &[], around).ahead.is_empty());
 }
 
 /// A link of the add-on's may lead to a file of the rootfs; of two files under one name the upper one is read.
@@ -369,7 +372,7 @@ fn files_asked_for_are_found_across_layers() {
     ];
     let paths = ["/addon/link".into(), "/addon/both".into()];
     assert!(first::missing(&trees, &paths).is_empty());
-    let orders = first::order(&trees, &paths);
+    let orders = first::order(&trees, &paths, &[]);
     let names = |nth: usize| -> Vec<String> {
         orders[nth]
             .entries(&trees[nth])
@@ -386,7 +389,7 @@ fn names_that_a_toc_cannot_hold() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
     let tree = Tree::walk(temp.path(), "", &[], Times::All(0)).unwrap();
-    let orders = first::order(std::slice::from_ref(&tree), &[]);
+    let orders = first::order(std::slice::from_ref(&tree), &[], &[]);
     for format in [LayerFormat::Estargz, LayerFormat::ZstdChunked] {
         let refused = pack(&tree, &orders[0], 0, format).unwrap_err();
         assert!(format!("{refused:#}").contains("--format zstd or gzip"), "{refused:#}");
