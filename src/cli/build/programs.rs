@@ -14,6 +14,10 @@ use crate::policy::addon::Entrypoint;
 /// another: less than half a second of a slow line.
 const MAX_AHEAD: u64 = 4 << 20;
 
+/// What is read of an image at every start, whatever it starts: by whoever makes the container, to know the user's name and
+/// groups (docs/semantics.md), and by glibc's loader.
+const EVERY: [&str; 3] = ["etc/passwd", "etc/group", "etc/ld.so.cache"];
+
 /// The paths of what entrypoints start with, in the order of need. What is in none of the trees is of a base image, or
 /// found by the program itself.
 #[derive(Debug, Default)]
@@ -39,8 +43,11 @@ pub(super) fn of(entrypoints: &[Entrypoint], trees: &[Tree], around: Surrounding
         let bytes: u64 = imported.iter().map(|place| size(&image, *place)).sum();
         if bytes <= MAX_AHEAD { &mut ahead } else { &mut together }.extend(imported);
     }
-    let paths = |places: Vec<Place>| places.into_iter().filter_map(|place| image.path(place)).collect();
-    Starts { ahead: paths(ahead), together: paths(together) }
+    let paths = |places: Vec<Place>| places.into_iter().filter_map(|place| image.path(place));
+    Starts {
+        ahead: EVERY.into_iter().map(PathBuf::from).chain(paths(ahead)).collect(),
+        together: paths(together).collect(),
+    }
 }
 
 fn size(image: &Image<'_>, place: Place) -> u64 {

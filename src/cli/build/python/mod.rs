@@ -23,7 +23,16 @@ const MAX_DEPTH: usize = 256;
 /// Larger sources are data.
 const MAX_SOURCE: u64 = 2 << 20;
 /// What every start imports, before anything of the program.
-const ALWAYS: [&str; 4] = ["encodings", "encodings.aliases", "encodings.utf_8", "site"];
+const ALWAYS: [&str; 5] = ["encodings", "encodings.aliases", "encodings.utf_8", "site", "sitecustomize"];
+/// What every start reads by way of the C library: the locale that Python sets where none is set (PEP 538), the character
+/// sets that it looks through for that, the time zone.
+const SYSTEM: [&str; 5] = [
+    "usr/lib/locale/C.utf8/LC_CTYPE",
+    "usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache",
+    "usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache",
+    "usr/lib64/gconv/gconv-modules.cache",
+    "etc/localtime",
+];
 
 /// The surroundings of a job, as the image sets them.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +105,8 @@ impl Start<'_, '_> {
         let said = around.python_path.unwrap_or_default().split(':').filter(|part| !part.is_empty());
         self.path.extend(own.into_iter().chain(said.map(PathBuf::from)));
         self.path.extend(self.python.path.iter().cloned());
+        let system = SYSTEM.iter().filter_map(|path| self.image.file(path.as_ref()));
+        self.order.extend(system.filter(|place| self.read.insert(*place)));
         for module in ALWAYS {
             self.import(module, 0);
         }
