@@ -28,7 +28,7 @@ use layer_tree::{read, text, tree};
 use serde_json::{Value, json};
 
 /// No blob is too small to be read by its table.
-const LAZY: Opening<'_> = Opening { tag: None, ztoc: None, whole_up_to: 0, arriving: None };
+const LAZY: Opening<'_> = Opening { tag: None, ztoc: None, whole_up_to: 0, arriving: None, head: false };
 
 /// A blob in memory that counts, with one bit wrong in every range that touches byte `flip`.
 #[derive(Debug)]
@@ -366,7 +366,7 @@ async fn a_table_in_an_image_of_its_own_is_found_by_the_tag() {
         let cache = tempfile::tempdir().unwrap();
         let source = source::open(&image.location, &Default::default()).unwrap();
         let (opening, progress) =
-            (Opening { tag, ztoc: None, whole_up_to: 0, arriving: None }, Progress::new(0));
+            (Opening { tag, ztoc: None, whole_up_to: 0, arriving: None, head: false }, Progress::new(0));
         let layer =
             Layer::open(&open_store(cache.path()), source, &descriptor, opening, &progress).await.unwrap();
         // A blob fetched whole has content in the store at once.
@@ -473,5 +473,52 @@ async fn a_start_that_was_recorded_needs_nothing_more() {
         profile.replay("job", std::slice::from_ref(&layer)).await.unwrap();
         layer.fetch_to_landmark().await.unwrap();
         assert_eq!(source.ranges.load(Ordering::Relaxed), asked, "{file}: fetched whole");
+    }
+}
+
+/// What the builder says that every start reads comes while the table is read; nothing of it is believed unproven.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_head_of_a_layer_comes_ahead_and_is_proven() {
+    const OPENING: Opening<'_> = Opening { head: true, ..LAZY };
+    let plain = fixture("estargz", "plain.tar.gz");
+    let said = |end: &str| {
+        let own = ("dev.addonfs.prefetch-end".to_owned(), end.to_owned());
+        Source::new(plain.blob.to_vec(), plain.annotations.iter().cloned().chain([own]).collect())
+    };
+    let asked = |source: &Source| source.ranges.load(Ordering::Relaxed);
+    let opened = async |source: &Arc<Source>, opening| {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = open(&open_store(dir.path()), source, opening).await.unwrap();
+        (dir, layer)
+    };
+    let (_dir, layer) = opened(&plain, LAZY).await;
+    let table = asked(&plain);
+    drop(layer);
+
+    let end = plain.blob.len();
+    let source = said(&end.to_string());
+    let (_dir, layer) = opened(&source, OPENING).await;
+    layer.fetch_to_landmark().await.unwrap();
+    assert_eq!(asked(&source), table + 1, "from the head");
+    layer.drop_head();
+    assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
+
+    // A bad moment while it came: asked for again, by the reader.
+    let source = said(&end.to_string());
+    source.flip.store(5000, Ordering::Relaxed);
+    let (_dir, layer) = opened(&source, OPENING).await;
+    while asked(&source) < table + 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    source.flip.store(NOWHERE, Ordering::Relaxed);
+    assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
+    assert!(asked(&source) > table + 1);
+
+    // Lies are no reason to fetch.
+    for lie in ["0", "-1", "x", &(plain.blob.len() + 1).to_string()] {
+        let source = said(lie);
+        let (_dir, layer) = opened(&source, OPENING).await;
+        assert_eq!(asked(&source), table, "{lie}");
+        assert_eq!(tree(&layer).await.unwrap(), expected_tree("estargz"));
     }
 }

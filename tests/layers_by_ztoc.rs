@@ -163,7 +163,7 @@ fn open_store(dir: &Path) -> Arc<Store> {
 
 async fn open(store: &Arc<Store>, source: &Arc<Source>) -> Result<Layer, FetchError> {
     let (blob, ztoc) = (descriptor(&source.blob), descriptor(&source.ztoc));
-    let opening = Opening { tag: None, ztoc: Some(&ztoc), whole_up_to: 0, arriving: None };
+    let opening = Opening { tag: None, ztoc: Some(&ztoc), whole_up_to: 0, arriving: None, head: false };
     Layer::open(store, Arc::clone(source) as _, &blob, opening, &Progress::new(blob.size)).await
 }
 
@@ -269,7 +269,8 @@ async fn a_flipped_bit_of_the_ztoc_means_the_whole_blob() {
         ztoc[flip] ^= 1 << (flip % 8);
         let (blob, promised) = (descriptor(&plain.blob), descriptor(&plain.ztoc));
         let source = Source::with_digest(plain.blob.clone(), ztoc, &promised.digest);
-        let opening = Opening { tag: None, ztoc: Some(&promised), whole_up_to: 0, arriving: None };
+        let opening =
+            Opening { tag: None, ztoc: Some(&promised), whole_up_to: 0, arriving: None, head: false };
         let dir = tempfile::tempdir().unwrap();
         let store = open_store(dir.path());
         let progress = Progress::new(0);

@@ -109,17 +109,19 @@ enum Packing {
 }
 
 /// Makes the index of `blob` from the table `bound`. `tag` is the image's, under which tables that are images of their
-/// own are found. Wrong bytes are asked for once more: a proxy on the way may have had a bad moment.
+/// own are found. Wrong bytes are asked for once more: a proxy on the way may have had a bad moment. `fetched` is called
+/// when the table is here and the line is free.
 pub(super) async fn index(
     store: &Arc<Store>,
     source: &Arc<dyn BlobSource>,
     blob: &Descriptor,
     bound: &BoundToc,
     tag: Option<&str>,
+    fetched: &(impl Fn() + Sync),
 ) -> Result<(), FetchError> {
     let mut again = true;
     loop {
-        let result = index_once(store, source.as_ref(), blob, bound, tag).await;
+        let result = index_once(store, source.as_ref(), blob, bound, tag, fetched).await;
         let Err(error) = &result else { return result };
         // Bytes that make no sense may be a mirror's; where there is none they are the blob's own.
         let doubtful = match error.class {
@@ -144,14 +146,16 @@ async fn index_once(
     blob: &Descriptor,
     bound: &BoundToc,
     tag: Option<&str>,
+    fetched: &(impl Fn() + Sync),
 ) -> Result<(), FetchError> {
-    let fetched = match bound {
+    let table = match bound {
         BoundToc::EStargz { .. } => estargz_table(source, blob, tag).await?,
         BoundToc::Chunked { position, .. } => chunked_table(source, blob, *position).await?,
     };
-    let limits = Limits { payload_end: fetched.payload_end, max_content: decoded_limit(store, blob) };
+    fetched();
+    let limits = Limits { payload_end: table.payload_end, max_content: decoded_limit(store, blob) };
     let (stage, blob, bound) = (Stage::new(store)?, blob.clone(), bound.clone());
-    let work = tokio::task::spawn_blocking(move || make(stage, &blob, &bound, &fetched, limits));
+    let work = tokio::task::spawn_blocking(move || make(stage, &blob, &bound, &table, limits));
     work.await
         .unwrap_or_else(|_| Err(FetchError::new(Class::Unavailable, Side::Local, "indexing was interrupted")))
 }

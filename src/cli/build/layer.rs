@@ -15,10 +15,12 @@ use super::compress::Compress;
 use super::first::Order;
 use super::format::LayerFormat;
 use super::hashing::Hashing;
+use super::pieces::PieceNumber;
 use super::tar_split::TarSplit;
 use super::toc::{Chunk, Content, Dialect, Toc};
 use super::tree::{Entry, Kind, Tree};
 use super::{estargz, zstd_chunked};
+use crate::fetch::layer::head::PREFETCH_END;
 use crate::policy::digest::{Digest, Hasher};
 use crate::policy::image::Descriptor;
 
@@ -93,6 +95,8 @@ struct Index {
     chunk: u64,
     toc: Toc,
     tar_split: Option<TarSplit>,
+    /// The piece before which everything is that is to be fetched ahead.
+    prefetch_end: Option<PieceNumber>,
 }
 
 impl Index {
@@ -103,7 +107,7 @@ impl Index {
             LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::Tar => return Ok(None),
         };
         let chunk = format.pieces().map_or(u64::MAX, |(_, limit)| limit as u64);
-        Ok(Some(Self { dialect, chunk, toc: Toc::default(), tar_split }))
+        Ok(Some(Self { dialect, chunk, toc: Toc::default(), tar_split, prefetch_end: None }))
     }
 }
 
@@ -124,15 +128,19 @@ impl Writer {
         self.raw(padding(size))
     }
 
-    /// The file that tells readers of eStargz where the prefetch ends.
+    /// Ends what is to be fetched ahead, if there was anything; a file tells it to readers of eStargz.
     fn landmark(&mut self, prefetch: bool) -> anyhow::Result<()> {
-        if self.format != LayerFormat::Estargz {
-            return Ok(());
+        if self.format == LayerFormat::Estargz {
+            let kind = Kind::File { size: estargz::LANDMARK.len() as u64 };
+            let path = estargz::landmark(prefetch).into();
+            let entry = Entry { path, kind, mode: LANDMARK_MODE, mtime: self.created };
+            self.add(Path::new(""), &entry, estargz::LANDMARK)?;
         }
-        let kind = Kind::File { size: estargz::LANDMARK.len() as u64 };
-        let path = estargz::landmark(prefetch).into();
-        let entry = Entry { path, kind, mode: LANDMARK_MODE, mtime: self.created };
-        self.add(Path::new(""), &entry, estargz::LANDMARK)
+        // Behind the landmark: to readers of eStargz the chunk before it ends where its own begins.
+        if let Some(index) = self.index.as_mut().filter(|_| prefetch) {
+            index.prefetch_end = Some(self.archive.inner().cut()?);
+        }
+        Ok(())
     }
 
     /// Headers and padding.
@@ -224,6 +232,7 @@ impl Writer {
         let (compress, archive) = self.archive.with(io::sink());
         let (mut blob, offsets) = compress.finish()?;
         let (mut archive, mut annotations) = (archive, Vec::new());
+        let prefetch_end = self.index.as_ref().and_then(|index| index.prefetch_end);
         match self.index {
             None => {}
             Some(Index { toc, tar_split: Some(tar_split), .. }) => {
@@ -233,6 +242,10 @@ impl Writer {
                 let digest = estargz::finish(toc, &offsets, &mut archive, &mut blob)?;
                 annotations = estargz::annotations(&digest, offsets.end(), archive.size());
             }
+        }
+        if let Some(piece) = prefetch_end {
+            annotations.push((PREFETCH_END.to_owned(), offsets.start(piece).to_string()));
+            annotations.sort();
         }
         blob.flush()?;
         let (digest, size, _) = blob.finish();

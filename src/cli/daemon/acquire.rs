@@ -312,7 +312,8 @@ impl Acquisition<'_> {
         let (store, ztocs) = (&self.rooms.store, way.ztocs);
         let descriptor = &way.documents.manifest.layers[index];
         let arriving = way.streaming.and_then(|streaming| streaming.layer(index));
-        let opening = Opening { tag: self.spec.image.tag.as_deref(), arriving, ..Opening::default() };
+        let (tag, head) = (self.spec.image.tag.as_deref(), self.rooms.starts.is_some());
+        let opening = Opening { tag, arriving, head, ..Opening::default() };
         let opening = ztocs.opening(store, descriptor, opening).await;
         Layer::open(store, Arc::clone(ztocs.source), descriptor, opening, progress).await
     }

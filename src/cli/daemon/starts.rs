@@ -99,6 +99,7 @@ impl Starts {
                 Some(profile) => profile.replay_common(&layers).await,
                 None => try_join_all(layers.iter().map(Layer::fetch_to_landmark)).await.map(drop),
             };
+            layers.iter().for_each(Layer::drop_head);
             if let Err(error) = fetched {
                 tracing::info!(%image, %error, "what a start reads first could not be fetched ahead");
             }

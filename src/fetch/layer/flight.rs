@@ -154,8 +154,8 @@ impl Inner {
         let _turn = self.requests.acquire().await;
         let (start, len) = self.range(group.clone());
         let mut last = interrupted();
-        for _ in 0..2 {
-            let range = self.source.range(&self.blob, start..start + len);
+        for first in [true, false] {
+            let range = self.raw(start..start + len, first);
             let blob = tokio::time::timeout(MAX_FLIGHT, range).await.map_err(|_| self.dripping())??;
             if blob.len() as u64 != len {
                 let what = format!("layer {}: a range came with the wrong length", self.blob.digest);
@@ -173,6 +173,17 @@ impl Inner {
             }
         }
         Err(last)
+    }
+
+    /// Bytes of the blob as the registry gives them, or, at `first`, as it gave them ahead.
+    async fn raw(&self, range: Range<u64>, first: bool) -> Result<Bytes, FetchError> {
+        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(head) = head.filter(|_| first)
+            && let Some(bytes) = head.range(range.clone()).await
+        {
+            return Ok(bytes);
+        }
+        self.source.range(&self.blob, range).await
     }
 
     fn dripping(&self) -> FetchError {

@@ -1,7 +1,10 @@
 //! What the builder of a layer wants to be here first: what lies before the landmark (stargz-snapshotter,
-//! `docs/estargz.md`, "Prioritized Files and Landmark Files").
+//! `docs/estargz.md`, "Prioritized Files and Landmark Files"), or as far as an annotation says (`head`).
+
+use std::sync::PoisonError;
 
 use super::Layer;
+use super::head::prefetch_end;
 use crate::fetch::error::FetchError;
 use crate::fetch::index::{EntryKind, LayerIndex};
 
@@ -16,9 +19,14 @@ const PARALLEL: usize = 3;
 impl Layer {
     /// Fetches what lies before the landmark and is not here. Returns when all of it is.
     pub async fn fetch_to_landmark(&self) -> Result<(), FetchError> {
-        let end = landmark(&self.0.index).unwrap_or(0).min(MOST);
+        let end = prefetch_end(&self.0.blob).or_else(|| landmark(&self.0.index)).unwrap_or(0).min(MOST);
         let pieces = (0..end).step_by(PIECE).map(|start| start..end.min(start + PIECE as u64));
         self.fetch_ranges(pieces, PARALLEL).await
+    }
+
+    /// Gives up the memory of what came before the table was read: whoever wanted it has it.
+    pub fn drop_head(&self) {
+        self.0.head.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

@@ -11,7 +11,7 @@
 //! | `local` | what the store can answer |
 //! | `flight` | fetching spans, once each |
 //! | `ahead`, `fill` | fetching what nobody asked for: neighbours, everything |
-//! | `record`, `landmark` | … what an earlier start read, what the builder says that one reads |
+//! | `record`, `landmark`, `head` | … what an earlier start read, what the builder says that one reads |
 //! | `arriving` | a layer before it is proven, for streaming trees only |
 //! | `landing`, `headers` | what was fetched: decoded, proven, kept, compared with the table of contents |
 //! | `contents` | what of the store is one layer's |
@@ -26,6 +26,7 @@ mod assemble;
 mod contents;
 mod fill;
 mod flight;
+pub(crate) mod head;
 mod headers;
 mod landing;
 mod landmark;
@@ -41,13 +42,14 @@ pub(in crate::fetch) use flight::Flights;
 pub use record::Recording;
 
 use std::fs::File;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use self::ahead::Ahead;
+use self::head::Head;
 use self::learned::Learned;
 use super::bound_toc::{self, BoundToc};
 use super::error::{Class, FetchError, Side};
@@ -72,12 +74,14 @@ pub struct Opening<'a> {
     pub whole_up_to: u64,
     /// Who wants to see it while it arrives.
     pub arriving: Option<&'a Arriving>,
+    /// Whether [`Layer::fetch_to_landmark`] or a profile's replay will follow: then what it brings may be fetched ahead.
+    pub head: bool,
 }
 
 impl Default for Opening<'_> {
-    /// No tag, no zTOC, 1280 KiB.
+    /// No tag, no zTOC, 1280 KiB, no head.
     fn default() -> Self {
-        Self { tag: None, ztoc: None, whole_up_to: SMALL_BLOB, arriving: None }
+        Self { tag: None, ztoc: None, whole_up_to: SMALL_BLOB, arriving: None, head: false }
     }
 }
 
@@ -135,6 +139,8 @@ struct Inner {
     ahead: Ahead,
     /// Who wants to know what is read.
     recorder: RwLock<Option<Arc<record::Recorder>>>,
+    /// The start of the blob, until what is wanted of it was taken.
+    head: Mutex<Option<Arc<Head>>>,
     /// Why nothing of the layer is read any more: its table of contents and its tar disagree.
     refused: OnceLock<String>,
 }
@@ -192,6 +198,7 @@ impl Layer {
             requests,
             ahead,
             recorder: RwLock::default(),
+            head: Mutex::default(),
             refused: OnceLock::new(),
         };
         Ok(Some(Self(Arc::new(inner))))
@@ -230,14 +237,19 @@ impl Layer {
             count();
             return Ok(layer);
         }
-        if Self::index_by_table(store, &source, blob, opening).await? {
+        let head = OnceLock::new();
+        if Self::index_by_table(store, &source, blob, opening, &head).await? {
             count();
         } else {
             super::ingest::ingest(store, &source, blob, Some(progress), opening.arriving).await?;
         }
-        Self::known(store, source, blob)?.ok_or_else(|| {
+        let layer = Self::known(store, source, blob)?.ok_or_else(|| {
             FetchError::new(Class::Storage, Side::Local, format!("the index of {} is gone", blob.digest))
-        })
+        })?;
+        if let Some(head) = head.into_inner().flatten() {
+            *layer.0.head.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(head));
+        }
+        Ok(layer)
     }
 
     /// Indexes the layer by its table of contents, if it has one that does.
@@ -246,12 +258,16 @@ impl Layer {
         source: &Arc<dyn BlobSource>,
         blob: &Descriptor,
         opening: Opening<'_>,
+        head: &OnceLock<Option<Head>>,
     ) -> Result<bool, FetchError> {
         if blob.size <= opening.whole_up_to {
             return Ok(false);
         }
+        let fetched = || {
+            head.get_or_init(|| opening.head.then(|| Head::fetch(source, blob)).flatten());
+        };
         if let Some(bound) = BoundToc::of(blob)
-            && usable(blob, bound_toc::index(store, source, blob, &bound, opening.tag).await)?
+            && usable(blob, bound_toc::index(store, source, blob, &bound, opening.tag, &fetched).await)?
         {
             return Ok(true);
         }
