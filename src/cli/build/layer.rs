@@ -118,27 +118,36 @@ impl Writer {
         Ok(Self { format, created, archive, index: Index::new(format)?, buffer: vec![0; READ] })
     }
 
-    /// Adds an entry under `prefix`; `content` is that of a file.
-    fn add(&mut self, prefix: &Path, entry: &Entry, content: impl Read) -> anyhow::Result<()> {
+    /// Adds an entry under `prefix`; `content` is that of a file. Gives the piece that its first chunk begins.
+    fn add(
+        &mut self,
+        prefix: &Path,
+        entry: &Entry,
+        content: impl Read,
+    ) -> anyhow::Result<Option<PieceNumber>> {
         let head = archive::head(prefix, entry)?;
         self.raw(&head.blocks)?;
         let size = if let Kind::File { size } = entry.kind { size } else { 0 };
         let noted = self.content(content, size)?;
+        let begin = noted.as_ref().and_then(|content| content.chunks.first()).map(|chunk| chunk.piece);
         self.note(entry, &head, size, noted)?;
-        self.raw(padding(size))
+        self.raw(padding(size))?;
+        Ok(begin)
     }
 
     /// Ends what is to be fetched ahead, if there was anything; a file tells it to readers of eStargz.
     fn landmark(&mut self, prefetch: bool) -> anyhow::Result<()> {
-        if self.format == LayerFormat::Estargz {
+        let end = if self.format == LayerFormat::Estargz {
             let kind = Kind::File { size: estargz::LANDMARK.len() as u64 };
             let path = estargz::landmark(prefetch).into();
             let entry = Entry { path, kind, mode: LANDMARK_MODE, mtime: self.created };
-            self.add(Path::new(""), &entry, estargz::LANDMARK)?;
-        }
-        // Behind the landmark: to readers of eStargz the chunk before it ends where its own begins.
+            // To its readers a chunk ends where the next one begins.
+            self.add(Path::new(""), &entry, estargz::LANDMARK)?
+        } else {
+            self.index.is_some().then(|| self.archive.inner().cut()).transpose()?
+        };
         if let Some(index) = self.index.as_mut().filter(|_| prefetch) {
-            index.prefetch_end = Some(self.archive.inner().cut()?);
+            index.prefetch_end = end;
         }
         Ok(())
     }

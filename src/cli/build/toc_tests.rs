@@ -302,6 +302,17 @@ fn files_asked_for_come_first_with_all_that_leads_to_them() {
     assert_eq!((names.len(), names.last()), (16, Some(&"stargz.index.json")));
     let toc: Value = serde_json::from_slice(&estargz_toc(&blob)).unwrap();
     compare(&toc, &members[..15], 4 * MIB);
+    let entries = toc["entries"].as_array().unwrap();
+    let landmark = entries.iter().find(|entry| entry["name"] == ".prefetch.landmark").unwrap();
+    assert_eq!(annotation(&layer, "dev.addonfs.prefetch-end"), landmark["offset"].to_string());
+    let chunked = built(dir, "", 0, LayerFormat::ZstdChunked, &first);
+    let end: usize = annotation(&chunked, "dev.addonfs.prefetch-end").parse().unwrap();
+    let before = zstd::decode_all(&fs::read(chunked.file.path()).unwrap()[..end]).unwrap();
+    assert!(
+        before.windows(9).any(|name| name == b"sub/small") && !before.windows(4).any(|name| name == b"big\0")
+    );
+    let plain = built(dir, "", 0, LayerFormat::ZstdChunked, &[]);
+    assert!(plain.descriptor.annotations.iter().all(|(name, _)| name != "dev.addonfs.prefetch-end"));
 
     let tree = Tree::walk(dir, "", &[], Times::All(0)).unwrap();
     let (trees, paths) = ([tree], ["gone".into(), "big/x".into(), "loop".into(), "/".into()]);
