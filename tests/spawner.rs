@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use addonfs::jobs::spawner::{Helper, Spawner};
+use nix::sys::signal::Signal;
 
 fn spawner() -> Spawner {
     Spawner::start_program(Path::new(env!("CARGO_BIN_EXE_addonfs"))).expect("spawner")
@@ -82,6 +83,26 @@ fn requests_of_many_threads_do_not_wait_for_each_other() {
         }
     });
     assert!(begin.elapsed() < Duration::from_secs(3), "ran one after the other");
+}
+
+/// As a service manager does it to a whole control group: the daemon, which stops by the same signal, unmounts
+/// through its spawner. What is started must be terminable all the same.
+#[test]
+fn a_polite_signal_does_not_end_it_and_is_not_passed_on() {
+    let s = spawner();
+    // A helper's parent is a worker, and the worker's parent the spawner.
+    let out = s.helper_blocking(&Helper::new("sh", ["-c", "ps -o ppid= -p $PPID"])).expect("ps");
+    let spawner_pid: i32 = String::from_utf8_lossy(&out.stdout).trim().parse().expect("pid");
+    assert_eq!(
+        std::fs::read_to_string(format!("/proc/{spawner_pid}/comm")).expect("comm").trim(),
+        "addonfs-spawner"
+    );
+    for number in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(spawner_pid), number).expect("kill");
+    }
+    let ended =
+        s.helper_blocking(&Helper::new("sh", ["-c", "kill -TERM $$; echo not"])).expect("still serving");
+    assert_eq!((ended.signal, ended.stdout.as_slice()), (Some(15), b"".as_slice()));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! so that answers need no numbers and callers on any thread do not wait for each other. Out: processes.
 //! Every request is carried out by a forked worker; what a worker starts detached is reparented to init when the
 //! worker ends, and so belongs neither to the daemon nor to the spawner. The spawner ends itself when the daemon's
-//! end of the socket is gone. It must not know of runs, plans or runtimes.
+//! end of the socket is gone, and by no polite signal: who terminates a whole control group means the daemon. It must not know of runs, plans or runtimes.
 //!
 //! It is our own program executed again (`addonfs __spawner`, the socket as stdin) and not a bare fork: no thread,
 //! lock or descriptor of the starter can leak into it.

@@ -21,13 +21,24 @@ use crate::jobs::oci::netns;
 /// What a shim and its runtime find in their environment besides PATH: rootless runtimes keep state there.
 const KEPT_ENV: [&str; 2] = ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
 
+/// What the spawner ignores. A service manager that stops the daemon terminates everything of its control group, and
+/// a daemon that stops unmounts through its spawner: the end of the socket is the only end there is.
+const IGNORED: [Signal; 4] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+fn react(how: SigHandler) {
+    for number in IGNORED {
+        // SAFETY: neither SIG_IGN nor SIG_DFL installs a handler.
+        let _ = unsafe { signal(number, how) };
+    }
+}
+
 /// The spawner process: stdin is the socket. Returns when the daemon is gone.
 pub fn main(_args: &[OsString]) -> ExitCode {
     descriptors::close_all_now();
     // An own session: a Ctrl-C meant for a daemon in the foreground must leave us alive, it unmounts through us.
     let _ = setsid();
-    // SAFETY: SIG_IGN installs no handler. The kernel then reaps our workers by itself.
-    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+    // SIGCHLD: the kernel then reaps our workers by itself.
+    react(SigHandler::SigIgn);
     let _ = rustix::thread::set_name(c"addonfs-spawner");
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     match std::fs::File::open("/dev/null") {
@@ -68,8 +79,8 @@ fn refuse(fds: &[OwnedFd], message: &str) {
 
 /// A worker: carries out one request, answers, ends.
 fn work(request: Request, mut fds: Vec<OwnedFd>) -> ExitCode {
-    // SAFETY: as in `main`; children we wait for must stay waitable, and an ignored SIGCHLD would be inherited.
-    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+    // Ignored signals are inherited; children we wait for must stay waitable, and shims be told to stop.
+    react(SigHandler::SigDfl);
     if fds.is_empty() {
         return ExitCode::FAILURE;
     }
