@@ -92,6 +92,8 @@ pub struct AddonJobs {
 pub fn reexecuted(args: &[std::ffi::OsString]) -> Option<std::process::ExitCode> {
     match args.get(1)?.to_str()? {
         spawner::ENTRY => Some(spawner::main(args.get(2..).unwrap_or_default())),
+        #[cfg(feature = "embedded-runtime")]
+        oci::embedded::ENTRY => Some(oci::embedded::main(args.get(2..).unwrap_or_default())),
         oci::shim::ENTRY => Some(oci::shim::main(args.get(2..).unwrap_or_default())),
         _ => None,
     }

@@ -11,7 +11,7 @@ use addonfs::jobs::oci::{OciExecutor, OciOptions};
 use addonfs::jobs::spawner::Spawner;
 use zeroize::Zeroizing;
 
-pub(crate) const RUNTIMES: [&str; 2] = ["crun", "runc"];
+pub(crate) const RUNTIMES: [&str; 3] = ["crun", "runc", "embedded"];
 
 static NEXT_RUN: AtomicU32 = AtomicU32::new(0);
 

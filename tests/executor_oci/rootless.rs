@@ -19,7 +19,7 @@ fn start_as_nobody(host: &Host, script: &str) -> (PathBuf, Child) {
     let launch = host.launch(spec, &[]);
     let dir = launch.run_dir;
     let mut json = serde_json::to_value(&launch.spec).expect("spec");
-    json["version"] = 1.into();
+    json["version"] = 2.into();
     json["runtime"] = which(host.runtime).into();
     json["network_tool"] = serde_json::Value::Null;
     fs::write(dir.join("launch.json"), json.to_string()).expect("launch.json");
@@ -44,6 +44,9 @@ fn start_as_nobody(host: &Host, script: &str) -> (PathBuf, Child) {
 }
 
 fn which(name: &str) -> String {
+    if name == "embedded" {
+        return name.to_owned();
+    }
     let found =
         ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"].map(|d| Path::new(d).join(name));
     found.iter().find(|p| p.exists()).expect("runtime").to_string_lossy().into_owned()

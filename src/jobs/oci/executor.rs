@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::cgroup::Cgroups;
-use super::launch::{self, ShimLaunch};
+use super::cgroup;
+use super::launch::{self, EMBEDDED, ShimLaunch};
 use super::netns::Pool;
 use super::network::{self, Tool};
 use super::probe::{self, Probe};
@@ -32,7 +32,7 @@ const SELFTEST_LIMIT: Duration = Duration::from_secs(20);
 /// What the executor is told by the configuration.
 #[derive(Debug, Clone)]
 pub struct OciOptions {
-    /// The runtime to use (`crun`, `/opt/bin/runc`); else crun, runc, youki are tried.
+    /// The runtime to use (`crun`, `/opt/bin/runc`, `embedded`); else crun, runc, youki and the embedded one are tried.
     pub runtime: Option<PathBuf>,
     /// A folder of the daemon for the self-test's files, removed again.
     pub scratch_dir: PathBuf,
@@ -60,7 +60,9 @@ struct Inner {
     probe: Probe,
     proving: AtomicBool,
     pool: Pool,
-    limits_unavailable: Vec<String>,
+    is_root: bool,
+    /// With a runtime of the host, and with the embedded one.
+    limits_unavailable: [Vec<String>; 2],
 }
 
 impl OciExecutor {
@@ -68,14 +70,18 @@ impl OciExecutor {
     /// earlier waits for that, a question about the runtime does not.
     pub fn new(spawner: Spawner, options: OciOptions) -> Self {
         let configured = options.runtime.clone().map(|named| match named.components().count() {
+            1 if named == Path::new(EMBEDDED) => named,
             1 => named.to_str().and_then(network::find_program).unwrap_or(named),
             _ => named,
         });
+        // Somebody else's namespaces belong to a user namespace of the run; its shim makes them.
+        let is_root = nix::unistd::geteuid().is_root();
         let inner = Arc::new(Inner {
             probe: Probe::new(configured),
             proving: AtomicBool::new(false),
-            pool: Pool::new(spawner.clone(), options.ready_networks),
-            limits_unavailable: Cgroups::detect().unavailable(),
+            pool: Pool::new(spawner.clone(), if is_root { options.ready_networks } else { 0 }),
+            is_root,
+            limits_unavailable: [false, true].map(|embedded| cgroup::for_runtime(embedded).unavailable()),
             spawner,
             options,
         });
@@ -110,8 +116,12 @@ impl Inner {
 
     fn runtime(&self) -> Result<RuntimeInfo, String> {
         self.probe.runtime(|path| {
-            let version = Helper::new(path, ["--version"]);
-            let version = self.spawner.helper_blocking(&version).map(|o| o.stdout).unwrap_or_default();
+            let version = if path == Path::new(EMBEDDED) {
+                format!("addonfs {}", env!("CARGO_PKG_VERSION")).into_bytes()
+            } else {
+                let asked = Helper::new(path, ["--version"]);
+                self.spawner.helper_blocking(&asked).map(|o| o.stdout).unwrap_or_default()
+            };
             let runtime = probe::describe(path, &String::from_utf8_lossy(&version));
             self.selftest(&runtime).map(|()| runtime)
         })
@@ -161,7 +171,7 @@ impl Inner {
         let words = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", run_dir.display());
         let namespace = match spec.network {
             NetworkSpec::None => self.pool.take(),
-            NetworkSpec::User => Some(self.pool.take_or_make()?),
+            NetworkSpec::User => self.is_root.then(|| self.pool.take_or_make()).transpose()?,
             NetworkSpec::Host => None,
         };
         let wants_stdin = spec.stdin;
@@ -247,7 +257,13 @@ impl Executor for OciExecutor {
     }
 
     fn limits_unavailable(&self) -> Vec<String> {
-        self.inner.limits_unavailable.clone()
+        let (runtime, _) = self.inner.probe.at_hand();
+        let [with_host, with_embedded] = &self.inner.limits_unavailable;
+        if runtime.is_ok_and(|r| r.path == Path::new(EMBEDDED)) {
+            with_embedded.clone()
+        } else {
+            with_host.clone()
+        }
     }
 }
 

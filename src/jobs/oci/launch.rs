@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Cgroups;
 use super::network::Tool;
 use crate::jobs::executor::{LaunchSpec, ShimId};
 
@@ -34,8 +35,10 @@ pub(super) const EXIT: &str = "exit.json";
 pub(super) const LOG: &str = "shim.log";
 pub(super) const BOX: &str = "box";
 
+/// What stands for the embedded runtime where others have a path: in the configuration and in launch.json.
+pub(super) const EMBEDDED: &str = "embedded";
 /// Version of launch.json and shim.json; another one is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Largest of these files. Arguments are bounded far below.
 const FILE_MAX: u64 = 8 << 20;
 
@@ -45,13 +48,18 @@ pub(super) struct ShimLaunch {
     pub(super) version: u32,
     #[serde(flatten)]
     pub(super) spec: LaunchSpec,
-    /// The runtime's program.
+    /// The runtime's program, or `embedded`.
     pub(super) runtime: PathBuf,
     /// The tool for `NetworkSpec::User`.
     pub(super) network_tool: Option<Tool>,
 }
 
 impl ShimLaunch {
+    /// Whether the runtime is our own.
+    pub(super) fn is_embedded(&self) -> bool {
+        cfg!(feature = "embedded-runtime") && self.runtime == Path::new(EMBEDDED)
+    }
+
     pub(super) fn new(spec: LaunchSpec, runtime: PathBuf, network_tool: Option<Tool>) -> Self {
         Self { version: VERSION, spec, runtime, network_tool }
     }
@@ -74,6 +82,8 @@ pub(super) struct ShimFile {
     pub(super) run_id: String,
     /// The control group to be emptied and removed.
     pub(super) cgroup: Option<String>,
+    /// Where it is.
+    pub(super) cgroups: Cgroups,
     /// Processes that must not outlive the shim: the network tool, process 1 of the container.
     pub(super) helpers: Vec<ShimId>,
     /// Limits asked for that this host cannot keep.
@@ -83,7 +93,16 @@ pub(super) struct ShimFile {
 impl ShimFile {
     pub(super) fn new(shim: ShimId, run_id: &str) -> Self {
         let run_id = run_id.to_owned();
-        Self { version: VERSION, shim, run_id, cgroup: None, helpers: vec![], limits_unavailable: vec![] }
+        let cgroups = Cgroups::default();
+        Self {
+            version: VERSION,
+            shim,
+            run_id,
+            cgroup: None,
+            cgroups,
+            helpers: vec![],
+            limits_unavailable: vec![],
+        }
     }
 
     pub(super) fn read(run_dir: &Path) -> io::Result<Self> {

@@ -1,4 +1,4 @@
-//! The real executor: an OCI runtime of the host, driven by one shim process a run.
+//! The real executor: an OCI runtime of the host, or the embedded one, driven by one shim process a run.
 //!
 //! In: a finished [`Launch`](crate::jobs::executor::Launch). Out: the files of its folder (listed in `launch`) and an
 //! [`Outcome`](crate::jobs::executor::Outcome). Knows nothing of jobs, arguments, policy or the journal.
@@ -14,10 +14,13 @@
 //! | `shim` | mounts, runtime, supervision, cleaning | shim |
 //! | `bundle`, `seccomp`, `user` | config.json | shim, pure |
 //! | `cgroup`, `network`, `mask`, `userns` | limits and counters, pasta and slirp4netns, masking, rootless | shim |
+//! | `embedded` | the runtime for hosts without one | a process of its own |
 
 mod bundle;
 mod cgroup;
 mod control;
+#[cfg(feature = "embedded-runtime")]
+pub mod embedded;
 mod executor;
 mod launch;
 mod mask;

@@ -22,7 +22,7 @@ pub(in crate::jobs) fn make() -> io::Result<OwnedFd> {
 }
 
 /// `RTM_NEWLINK` for interface 1 with `IFF_UP` (rtnetlink(7)): `lo` is always the first interface.
-fn loopback_up() -> io::Result<()> {
+pub(super) fn loopback_up() -> io::Result<()> {
     const NLM_F_REQUEST_ACK: u16 = 0x1 | 0x4;
     const RTM_NEWLINK: u16 = 16;
     const IFF_UP: u32 = 1;

@@ -1,5 +1,6 @@
 //! Which runtime: the configured one and no other (whoever names a program does not want another one in its place
-//! unnoticed), else crun, runc, youki, the first that proves itself with a container.
+//! unnoticed), else crun, runc, youki, the embedded one, the first that proves itself with a container. For an ordinary
+//! user the embedded one comes first: it alone uses the control groups that the host delegates.
 //!
 //! A `--version` that works proves nothing (crun refuses hybrid hosts, runc a missing privilege), so each candidate
 //! runs one tiny container the very way jobs run, through a shim. The answer is kept until a candidate's program
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::launch::EMBEDDED;
 use super::network::find_program;
 use super::selftest;
 use crate::jobs::executor::{Cause, LaunchSpec, NetworkSpec, Outcome, RuntimeInfo};
@@ -96,12 +98,19 @@ impl Probe {
     }
 
     fn candidates(&self) -> Vec<Stamp> {
+        let embedded = cfg!(feature = "embedded-runtime").then(|| PathBuf::from(EMBEDDED));
         let paths: Vec<PathBuf> = match &self.configured {
             Some(path) => vec![path.clone()],
-            None => CANDIDATES.into_iter().filter_map(find_program).collect(),
+            None => {
+                let mut all: Vec<PathBuf> = CANDIDATES.into_iter().filter_map(find_program).collect();
+                let first = if nix::unistd::geteuid().is_root() { all.len() } else { 0 };
+                all.splice(first..first, embedded.clone());
+                all
+            }
         };
         let stamp = |path: PathBuf| {
-            let m = fs::metadata(&path).ok()?;
+            let program = if Some(&path) == embedded.as_ref() { Path::new("/proc/self/exe") } else { &path };
+            let m = fs::metadata(program).ok()?;
             Some(Stamp { path, file: (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()) })
         };
         paths.into_iter().filter_map(stamp).collect()

@@ -8,7 +8,6 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use rustix::mount::UnmountFlags;
 
-use super::cgroup::Cgroups;
 use super::launch::{self, ShimFile};
 use crate::jobs::executor::ShimId;
 use crate::jobs::spawner::{Identity, is_alive};
@@ -26,9 +25,8 @@ pub fn run(run_dir: &Path) -> io::Result<()> {
     }
     file.helpers.iter().for_each(kill);
     if let Some(group) = &file.cgroup {
-        let cgroups = Cgroups::detect();
-        cgroups.kill(group);
-        cgroups.remove(group)?;
+        file.cgroups.kill(group);
+        file.cgroups.remove(group)?;
     }
     for pipe in [launch::CONTROL, launch::STDIN] {
         let _ = fs::remove_file(run_dir.join(pipe));

@@ -33,6 +33,8 @@ use self::room::Room;
 use self::supervise::Supervisor;
 pub(super) use self::supervise::now_ms;
 use super::cgroup::{self, Cgroups};
+#[cfg(feature = "embedded-runtime")]
+use super::embedded;
 use super::launch::{self, ShimFile, ShimLaunch};
 use super::mask::Masker;
 use super::network::{self, UserNetwork};
@@ -77,7 +79,7 @@ fn run(run_dir: &Path, inherited: Inherited) -> Outcome {
         Ok(launch) => launch,
         Err(words) => return refused(words),
     };
-    let cgroups = Cgroups::detect();
+    let cgroups = cgroup::for_runtime(launch.is_embedded());
     carry_out(run_dir, &launch, inherited, &cgroups).unwrap_or_else(refused)
 }
 
@@ -85,7 +87,7 @@ fn run(run_dir: &Path, inherited: Inherited) -> Outcome {
 fn carry_out(
     run_dir: &Path,
     launch: &ShimLaunch,
-    inherited: Inherited,
+    mut inherited: Inherited,
     cgroups: &Cgroups,
 ) -> Result<Outcome, String> {
     let spec = &launch.spec;
@@ -93,16 +95,25 @@ fn carry_out(
     let mut file = ShimFile::new(ShimId { pid: us.pid, start_ticks: us.start_ticks }, &spec.run_id);
     let (limits, limits_unavailable) = cgroups.limits(spec);
     let group = cgroups.usable().then(|| cgroup::path_of(&spec.run_id));
-    (file.cgroup, file.limits_unavailable) = (group.clone(), limits_unavailable);
+    (file.cgroup, file.cgroups, file.limits_unavailable) =
+        (group.clone(), cgroups.clone(), limits_unavailable);
     write_shim_file(run_dir, &file)?;
     let mut left_over = LeftOver { cgroups, group: group.as_deref() };
 
-    let rootless = userns::enter_if_needed()?;
+    let mapped = userns::enter_if_needed()?;
+    let rootless = mapped.is_some();
+    if rootless && spec.network == NetworkSpec::User {
+        inherited.network = Some(userns::network_namespace()?);
+    }
     // No core file with secrets. Not before the user namespace: its maps belong to a dumpable process only.
     nix::sys::prctl::set_dumpable(false).map_err(|e| format!("core files: {e}"))?;
     let mut room = Room::enter(run_dir, cgroups.hybrid_mount())?;
     let image = Room::open_image(spec)?;
-    let user = if rootless { JobUser::root() } else { user::resolve(image.as_fd(), &spec.user)? };
+    let user = match mapped {
+        None => user::resolve(image.as_fd(), &spec.user)?,
+        Some(mapped) if mapped.has_users() => mapped.admit(user::resolve(image.as_fd(), &spec.user)?)?,
+        Some(_) => JobUser::root(),
+    };
     room.mount_root(spec, &image, rootless)?;
     room.furnish(spec, &user, &inherited.secrets)?;
     drop(image);
@@ -226,13 +237,7 @@ fn execute(
     let signals = SignalFd::with_flags(&signals, flags).map_err(|e| io("signals", &e))?;
 
     let (pid_file, log) = (room.path("pid"), room.path("runtime.log"));
-    let mut command = Command::new(&launch.runtime);
-    command.arg("--root").arg(room.path("state")).arg("--log").arg(&log).args(["--log-format", "json"]);
-    if left_over.group.is_none() && is_crun(&launch.runtime) {
-        command.arg("--cgroup-manager=disabled");
-    }
-    command.args(["run", "--detach", "--bundle"]).arg(room.path("bundle"));
-    command.arg("--pid-file").arg(&pid_file).arg(&spec.run_id);
+    let mut command = runtime(launch, room, left_over.group)?;
     command.stdin(job_stdin).stdout(job_stdout).stderr(job_stderr).current_dir("/");
     let runtime = command.spawn().map_err(|e| format!("cannot start {}: {e}", launch.runtime.display()))?;
     drop(command); // our copies of the job's streams: their end must be its end
@@ -258,6 +263,26 @@ fn execute(
     }
     let dropped = supervisor.stdout.dropped() + supervisor.stderr.dropped();
     Ok(outcome(spec, ended, usage, why, dropped))
+}
+
+/// The runtime's command, which starts the container and ends.
+fn runtime(launch: &ShimLaunch, room: &Room, group: Option<&str>) -> Result<Command, String> {
+    let (pid_file, log, bundle) = (room.path("pid"), room.path("runtime.log"), room.path("bundle"));
+    #[cfg(feature = "embedded-runtime")]
+    if launch.is_embedded() {
+        let mut command = Command::new(room.hold_program()?);
+        command.arg(embedded::ENTRY).arg("--bundle").arg(bundle);
+        command.arg("--pid-file").arg(pid_file).arg("--log").arg(log);
+        return Ok(command);
+    }
+    let mut command = Command::new(&launch.runtime);
+    command.arg("--root").arg(room.path("state")).arg("--log").arg(log).args(["--log-format", "json"]);
+    if group.is_none() && is_crun(&launch.runtime) {
+        command.arg("--cgroup-manager=disabled");
+    }
+    command.args(["run", "--detach", "--bundle"]).arg(bundle);
+    command.arg("--pid-file").arg(pid_file).arg(&launch.spec.run_id);
+    Ok(command)
 }
 
 fn is_crun(runtime: &Path) -> bool {

@@ -32,7 +32,10 @@ pub(super) type Why = (Option<i32>, Option<String>);
 
 /// Why the runtime started no container.
 pub(super) fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
-    let words = runtime_words(log);
+    let (words, is_ours) = runtime_words(log);
+    if is_ours {
+        return (None, Some(words));
+    }
     let program = spec.argv.first().map(String::as_str).unwrap_or_default();
     let lower = words.to_lowercase();
     if lower.contains("not found") || lower.contains("no such file") {
@@ -58,13 +61,17 @@ fn is_in(rootfs: &Path, path: &str) -> bool {
         .is_ok()
 }
 
-/// The last error in the runtime's log.
-fn runtime_words(log: &Path) -> String {
+/// The last error in the runtime's log, and whether it is one of its own making, not of the job's program.
+fn runtime_words(log: &Path) -> (String, bool) {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let message = lines.filter_map(|v| v.get("msg")?.as_str().map(str::to_owned)).next();
-    message.unwrap_or_else(|| "the runtime ended without a word".to_owned())
+    let message = lines
+        .filter_map(|v| {
+            Some((v.get("msg")?.as_str()?.to_owned(), v.get("stage").is_some_and(|s| s == "setup")))
+        })
+        .next();
+    message.unwrap_or_else(|| ("the runtime ended without a word".to_owned(), false))
 }
 
 /// Everything put together.
@@ -84,10 +91,11 @@ pub(super) fn outcome(
             (cause, exit_code) = (Cause::Exited, code);
         }
     }
-    if usage.oom_killed && signal == Some(libc::SIGKILL) && cause == Cause::Exited {
+    if usage.oom_killed && cause == Cause::Exited && exit_code != Some(0) {
         let limit = spec.memory_bytes.map(|b| format!(" of {b} bytes")).unwrap_or_default();
+        let whom = if signal == Some(libc::SIGKILL) { "killed" } else { "a process of it was killed" };
         message =
-            message.or_else(|| Some(format!("killed by the kernel: the memory limit{limit} was reached")));
+            message.or_else(|| Some(format!("{whom} by the kernel: the memory limit{limit} was reached")));
     }
     Outcome {
         cause,

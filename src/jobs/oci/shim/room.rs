@@ -10,6 +10,7 @@
 //! ├── out/        tmpfs, limited: becomes RUN_DIR
 //! ├── secrets/    becomes /run/secrets
 //! ├── network     the network namespace, bound here
+//! ├── program     the embedded runtime, bound here read-only
 //! └── state/      the runtime's own records
 //! ```
 
@@ -161,6 +162,14 @@ impl Room {
         mount_bind(format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd()), &path)
             .map_err(|e| format!("cannot hold the network namespace: {e}"))?;
         Ok(path)
+    }
+
+    /// Where the embedded runtime is to be executed.
+    #[cfg(feature = "embedded-runtime")]
+    pub(super) fn hold_program(&self) -> Result<PathBuf, String> {
+        let path = self.path("program");
+        write_file(&path, b"", 0o500)?;
+        crate::jobs::oci::embedded::hold_program(&path)
     }
 
     pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, String> {

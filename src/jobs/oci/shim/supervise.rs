@@ -275,7 +275,11 @@ impl Supervisor<'_> {
                     }
                 }
             }
-            None => p.refused = true,
+            None => {
+                // A runtime that was killed in the middle leaves what it forked to us, and no number of it.
+                kill_children();
+                p.refused = true;
+            }
         }
     }
 
@@ -322,6 +326,15 @@ impl Supervisor<'_> {
             }
             output.end();
         }
+    }
+}
+
+/// Kills every child of this process: here that is what is left of a container, and the network tool, which the end
+/// of the run ends anyway.
+fn kill_children() {
+    let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    for pid in children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()) {
+        let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
 
