@@ -9,7 +9,7 @@ use super::error::JobError;
 use super::executor::Stop;
 use super::handle::{Jobs, Shared};
 use super::options::Caller;
-use super::record::{EXIT_CANCELED, now_ms};
+use super::record::{EXIT_CANCELED, Via, now_ms};
 use super::run::Run;
 use super::start::{Decision, Places};
 use super::state::{RunState, Verb};
@@ -58,7 +58,10 @@ impl Jobs {
             .into_iter()
             .map(|one| match one {
                 Judged::Say(text) => Ok(text),
-                Judged::Start(decision) => self.0.run_now(*decision, caller, &mut places),
+                Judged::Start(decision) => {
+                    let run = self.0.run_now(*decision, caller, None, None, &mut places)?;
+                    Ok(format!("{} runs/{}\n", RunState::Queued, run.name()))
+                }
             })
             .collect()
     }
@@ -153,17 +156,20 @@ impl Shared {
         }
     }
 
-    /// `run` of a job's `ctl`: a run named by its own id.
-    fn run_now(
+    /// Makes and starts a run that is named by its own id.
+    pub(super) fn run_now(
         self: &Arc<Self>,
         decision: Decision,
         caller: &Caller,
+        via: Option<Via>,
+        token: Option<&str>,
         places: &mut Places<'_>,
-    ) -> Result<String, JobError> {
+    ) -> Result<Arc<Run>, JobError> {
         let run = self.create_unnamed(&decision.job, caller)?;
         let committed = {
             let mut inner = run.lock();
-            self.commit_start(&run, &mut inner, decision, None, false, places)
+            inner.record.via = via;
+            self.commit_start(&run, &mut inner, decision, token, false, places)
         };
         if let Err(error) = committed {
             // Nobody knows of it yet.
@@ -171,7 +177,7 @@ impl Shared {
             return Err(error);
         }
         self.ensure_image(&run);
-        Ok(format!("{} runs/{}\n", RunState::Queued, run.name()))
+        Ok(run)
     }
 
     pub(super) fn cancel(self: &Arc<Self>, run: &Arc<Run>) -> Result<String, JobError> {

@@ -478,6 +478,7 @@ fn new_record(job: &Job, number: u64, id: String, name: &str, caller: &Caller, g
         source: addon.source.clone(),
         state: RunState::Created,
         who: Who { uid: caller.uid, gid: caller.gid, pid: caller.pid },
+        via: None,
         group,
         origin: addon.origin.clone(),
         image: addon.image.clone(),

@@ -24,6 +24,7 @@ mod args;
 mod commands;
 pub mod control;
 mod descriptor;
+mod direct;
 mod distrust;
 pub mod error;
 pub mod executor;
@@ -47,6 +48,7 @@ mod supervisor;
 pub use args::{MAX_ARGS_BYTES, MAX_PLAIN_BYTES};
 pub use control::{Asked, Command, JobCommand};
 pub use descriptor::{Finding, Job};
+pub use direct::Order;
 pub use error::JobError;
 pub use handle::{Counts, Jobs};
 pub use options::{
@@ -58,7 +60,7 @@ pub use plan::document::{
     ExecutorPreview, Limit, Limits, MountPreview, PlanDocument, Provenance, Requirements, RuntimePreview,
     SourcePreview,
 };
-pub use record::{EXIT_CANCELED, EXIT_REFUSED, EXIT_TIMEOUT};
+pub use record::{EXIT_CANCELED, EXIT_REFUSED, EXIT_TIMEOUT, Via};
 pub use run::Run;
 pub use state::{Answer, RunState, Verb};
 

@@ -17,7 +17,7 @@
 //! | `stdin` | started with stdin |
 //! | `origin` | `source_kind`, `source_name`, `addon_name`, `addon_version`, `addon_image_digest` (the pinned digest) … |
 //! | `image` | the reference in words |
-//! | `who` | `uid`, `gid` of the caller |
+//! | `who` | `uid`, `gid` of the caller; `interface` (`files` or `http`), and whom that took the `caller` for |
 //! | `trust` | what was verified and by which key |
 //! | `policy` | `profile`, `profile_asked`, `network`, `rootfs`, `findings` |
 //! | `plan_digest` | sha256 of `plan.json` |
@@ -49,6 +49,15 @@ pub(super) struct Who {
     pub pid: u32,
 }
 
+/// The interface through which a run was asked for, where that is not the mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Via {
+    /// `http`.
+    pub interface: String,
+    /// Whom that interface took the caller for.
+    pub caller: String,
+}
+
 /// How far the arguments are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,6 +80,9 @@ pub(super) struct Record {
     pub source: String,
     pub state: RunState,
     pub who: Who,
+    /// Who it was by name, where it did not come through the mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Via>,
     pub group: u32,
     pub origin: Origin,
     pub image: String,
@@ -135,7 +147,12 @@ impl Record {
             "stdin": self.stdin,
             "origin": self.origin,
             "image": self.image,
-            "who": { "uid": self.who.uid, "gid": self.who.gid },
+            "who": {
+                "uid": self.who.uid,
+                "gid": self.who.gid,
+                "interface": self.via.as_ref().map_or("files", |via| via.interface.as_str()),
+                "caller": self.via.as_ref().map(|via| via.caller.as_str()),
+            },
             "trust": self.trust,
             "policy": self.policy,
             "plan_digest": self.plan_digest,
@@ -248,6 +265,7 @@ pub(super) mod samples {
             source: "backup".into(),
             state: RunState::Running,
             who: Who { uid: 1, gid: 2, pid: 3 },
+            via: None,
             group: 2,
             origin: Origin {
                 source_kind: "oci".into(),
@@ -346,7 +364,7 @@ mod tests {
         assert_eq!(value["duration_ms"], 1500);
         assert_eq!(value["ended_at"], "1970-01-01T00:00:02.5Z");
         assert_eq!(value["origin"]["addon_image_digest"], Digest::of(b"image").to_string());
-        assert_eq!(value["who"], json!({"uid": 1, "gid": 2}));
+        assert_eq!(value["who"], json!({"uid": 1, "gid": 2, "interface": "files", "caller": null}));
         assert!(record.render().ends_with(b"}\n"));
     }
 }

@@ -5,6 +5,7 @@
 //! trusted -> registry allowed -> signature -> (layers are read) -> manifest. [`source`] makes the first two before
 //! anything is asked of the registry; [`image`] makes them again.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -100,8 +101,20 @@ impl AdmittedAddon {
     }
 }
 
+/// The rules that hold for a source: the host's, under the profile that was granted to it.
+fn rules<'p>(policy: &'p Policy, spec: &SourceSpec) -> Cow<'p, Policy> {
+    match spec.profile {
+        Some(profile) if profile != policy.profile => Cow::Owned(policy.under(profile)),
+        _ => Cow::Borrowed(policy),
+    }
+}
+
 /// The checks that need nothing from the registry; to be made before it is asked for anything.
 pub fn source(policy: &Policy, spec: &SourceSpec) -> Result<(), Denied> {
+    source_under(&rules(policy, spec), spec)
+}
+
+fn source_under(policy: &Policy, spec: &SourceSpec) -> Result<(), Denied> {
     consent(spec)?;
     policy.check_registry(&spec.image.location).map(|_covered| ())
 }
@@ -123,6 +136,10 @@ pub fn consent(spec: &SourceSpec) -> Result<(), Denied> {
 
 /// What this source's signatures are for: the policy's mode, or `Required` where the source demands it.
 pub fn verify_mode(policy: &Policy, spec: &SourceSpec) -> VerifyMode {
+    mode_under(&rules(policy, spec), spec)
+}
+
+fn mode_under(policy: &Policy, spec: &SourceSpec) -> VerifyMode {
     if spec.verify_signatures { VerifyMode::Required } else { policy.verify_mode() }
 }
 
@@ -204,11 +221,12 @@ pub fn trust_for(policy: &Policy, spec: &SourceSpec) -> Trust {
 /// The stricter profiles under which an image that was admitted under the host's would not have been, each with its
 /// refusal: whoever asks for such a profile must not get it in name only.
 pub fn refused_under(policy: &Policy, spec: &SourceSpec, admitted: &AdmittedImage) -> Vec<(Profile, Denied)> {
-    let stricter = Profile::ALL.into_iter().filter(|profile| *profile > policy.profile);
+    let profile = rules(policy, spec).profile;
+    let stricter = Profile::ALL.into_iter().filter(|stricter| *stricter > profile);
     let refusal = |profile| {
         let policy = policy.under(profile);
-        let checked = source(&policy, spec).and_then(|()| match &admitted.verification {
-            _ if verify_mode(&policy, spec) != VerifyMode::Required => Ok(()),
+        let checked = source_under(&policy, spec).and_then(|()| match &admitted.verification {
+            _ if mode_under(&policy, spec) != VerifyMode::Required => Ok(()),
             Verification::Verified(_) => Ok(()),
             Verification::Unsigned { refusals } => Err(unsigned(spec, &in_words(refusals))),
             Verification::NotChecked => Err(unsigned(spec, "its signatures were not looked at")),
@@ -260,6 +278,7 @@ mod tests {
             insecure: false,
             pin: false,
             stream: false,
+            profile: None,
         }
     }
 

@@ -132,32 +132,15 @@ pub(crate) struct Acquisition<'a> {
 impl Acquisition<'_> {
     /// Runs until `rootfs` is there or something stands in the way. Returns the layers, lowest first.
     pub(crate) async fn run(mut self) -> Result<Vec<Layer>, Trouble> {
-        admit::source(&self.rooms.policy, self.spec)
-            .inspect_err(|denied| self.board.decided(admit::decision(self.spec, Err(denied))))?;
-        self.board.apply(self.seat, Transition::Resolve);
-        let options = RegistryOptions { insecure: self.spec.insecure, ..self.rooms.registry.clone() };
-        let source = source::open(&self.spec.image.location, &options)?;
-
+        let source = self.begin()?;
         let (admitted, documents) = self.admitted(source.as_ref()).await?;
         self.board.apply(self.seat, Transition::Admitted(admitted.verification().clone()));
-
-        let layers: Vec<Option<Layer>> = documents
-            .manifest
-            .layers
-            .iter()
-            .map(|descriptor| Layer::known(&self.rooms.store, Arc::clone(&source), descriptor))
-            .collect::<Result<_, _>>()?;
+        let layers = self.known_layers(&documents, &source)?;
         // Only of what is new here: a known image asks nobody.
         if let Some(starts) = self.rooms.starts.as_ref().filter(|_| layers.iter().any(Option::is_none)) {
             starts.look(documents.digest, &source);
         }
-        let ztocs = Ztocs {
-            source: &source,
-            digest: documents.digest,
-            manifest: &documents.manifest,
-            trust: admit::index_trust(&self.rooms.policy, self.spec),
-            found: OnceCell::new(),
-        };
+        let ztocs = self.ztocs(&documents, &source);
         let (rooms, spec) = (self.rooms, self.spec);
         let streaming = Streaming::new(
             (self.board, self.seat),
@@ -178,6 +161,45 @@ impl Acquisition<'_> {
             Err(trouble) => streaming.revoke(&trouble.to_string()),
         }
         outcome
+    }
+
+    /// Everything up to the add-on's manifest, and no further: whether it could be shown at all.
+    pub(crate) async fn examine(self) -> Result<(), Trouble> {
+        let source = self.begin()?;
+        let (admitted, documents) = self.admitted(source.as_ref()).await?;
+        let mut layers = self.known_layers(&documents, &source)?;
+        let ztocs = self.ztocs(&documents, &source);
+        let way = Way { documents: &documents, ztocs: &ztocs, streaming: None };
+        self.show(admitted, &way, &mut layers).await
+    }
+
+    /// What is decided before the registry is asked for anything.
+    fn begin(&self) -> Result<Arc<dyn BlobSource>, Trouble> {
+        admit::source(&self.rooms.policy, self.spec)
+            .inspect_err(|denied| self.board.decided(admit::decision(self.spec, Err(denied))))?;
+        self.board.apply(self.seat, Transition::Resolve);
+        let options = RegistryOptions { insecure: self.spec.insecure, ..self.rooms.registry.clone() };
+        Ok(source::open(&self.spec.image.location, &options)?)
+    }
+
+    /// The image's layers, those that are here.
+    fn known_layers(
+        &self,
+        documents: &ImageDocuments,
+        source: &Arc<dyn BlobSource>,
+    ) -> Result<Vec<Option<Layer>>, FetchError> {
+        let known = |descriptor| Layer::known(&self.rooms.store, Arc::clone(source), descriptor);
+        documents.manifest.layers.iter().map(known).collect()
+    }
+
+    fn ztocs<'z>(&self, documents: &'z ImageDocuments, source: &'z Arc<dyn BlobSource>) -> Ztocs<'z> {
+        Ztocs {
+            source,
+            digest: documents.digest,
+            manifest: &documents.manifest,
+            trust: admit::index_trust(&self.rooms.policy, self.spec),
+            found: OnceCell::new(),
+        }
     }
 
     /// The steps after the decision.

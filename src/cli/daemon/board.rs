@@ -70,6 +70,19 @@ pub(crate) struct Board {
     jobs: OnceLock<Jobs>,
     on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
     seats: AtomicU64,
+    /// Sources that were added at run time and are not on the board, a line each.
+    left_out: Mutex<Vec<String>>,
+}
+
+/// A source as the HTTP interface shows it.
+#[derive(Debug)]
+pub(crate) struct Detail {
+    /// What is asked for.
+    pub spec: SourceSpec,
+    /// `status.json`.
+    pub status: Value,
+    /// What is shown of it: `addon.json`.
+    pub addon: Option<Value>,
 }
 
 impl std::fmt::Debug for Board {
@@ -92,7 +105,31 @@ impl Board {
             events,
             jobs: OnceLock::new(),
             on_change: OnceLock::new(),
+            left_out: Mutex::default(),
         }
+    }
+
+    /// Sources that were added at run time and cannot be on the board, a line each.
+    pub(crate) fn leave_out(&self, lines: Vec<String>) {
+        *self.left_out.lock().unwrap_or_else(PoisonError::into_inner) = lines;
+        self.changed();
+    }
+
+    /// Every source, or the one of this name.
+    pub(crate) fn details(&self, name: Option<&str>) -> Vec<Detail> {
+        let mut entries = self.lock();
+        let wanted = entries.iter_mut().filter(|entry| name.is_none_or(|name| entry.spec.name == name));
+        wanted
+            .map(|entry| {
+                entry.count_bytes();
+                let shown = entry.candidate.as_ref().map(|candidate| &candidate.shown.addon_json);
+                Detail {
+                    spec: entry.spec.clone(),
+                    status: entry.status.to_json(),
+                    addon: shown.and_then(|bytes| serde_json::from_slice(bytes).ok()),
+                }
+            })
+            .collect()
     }
 
     /// A read of the image `tree` was refused: the words behind the errno go where the readers of its sources look.
@@ -286,14 +323,13 @@ impl Board {
 
     /// `discovery-errors`: one line for each source that is not shown, or not whole.
     pub(crate) fn discovery_errors(&self) -> String {
+        let left_out = self.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let entries = self.lock();
-        entries
-            .iter()
-            .filter_map(|entry| {
-                let (code, message) = (entry.status.code()?, entry.status.message()?);
-                Some(format!("{}: {code}: {}\n", entry.spec.name, message.replace('\n', "; ")))
-            })
-            .collect()
+        let refused = entries.iter().filter_map(|entry| {
+            let (code, message) = (entry.status.code()?, entry.status.message()?);
+            Some(format!("{}: {code}: {}\n", entry.spec.name, message.replace('\n', "; ")))
+        });
+        refused.chain(left_out.into_iter().map(|line| format!("{}\n", line.replace('\n', "; ")))).collect()
     }
 }
 

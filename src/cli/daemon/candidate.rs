@@ -47,7 +47,8 @@ impl Candidate {
             origin_revision: annotation("org.opencontainers.image.revision"),
             origin_source: annotation("org.opencontainers.image.source"),
         };
-        let trust = json!(addon.image().verification());
+        let mut trust = json!(addon.image().verification());
+        trust["verified"] = addon.image().is_signed().into();
         let addon_json = json!({
             "name": manifest.name,
             "version": manifest.version,
@@ -56,7 +57,7 @@ impl Candidate {
             "image": spec.image.to_string(),
             "digest": spec.image.digest,
             "manifest_digest": tree,
-            "verification": trust,
+            "verification": addon.image().verification(),
             "origin": origin,
         });
         let job_names: Vec<String> = manifest.entrypoints.iter().map(|e| e.id.clone()).collect();

@@ -14,6 +14,7 @@ mod events;
 mod facts;
 pub(crate) mod holder;
 pub(crate) mod inherit;
+mod journal;
 mod judge;
 mod kept;
 pub(crate) mod lock;

@@ -21,7 +21,7 @@ use crate::policy::yaml::{self, Problem};
 use crate::policy::{duration, mount_path, quantity};
 
 /// Most sources of one configuration: each is a task and some files.
-const MAX_SOURCES: usize = 1024;
+pub const MAX_SOURCES: usize = 1024;
 
 /// Longest name of a source in bytes: it names a folder and stands in messages.
 const MAX_NAME: usize = 128;
@@ -292,6 +292,7 @@ fn source(item: &Field<'_>, base: &Path, report: &mut Report) -> Option<(SourceS
         insecure,
         pin,
         stream,
+        profile: None,
     };
     Some((spec, trust))
 }
@@ -355,15 +356,20 @@ fn name(fields: &mut Fields<'_>, image: Option<&PinnedRef>, report: &mut Report)
         Some(named) => named,
         None => (fields.at().clone(), image?.location.last_element().to_ascii_lowercase()),
     };
-    let word = |c: char| c.is_ascii_alphanumeric();
-    let good = name.starts_with(word)
-        && name.len() <= MAX_NAME
-        && name.chars().all(|c| word(c) || matches!(c, '.' | '_' | '-'));
+    let good = good_name(&name);
     if !good {
         let hint = format!("letters, digits, '.', '_' and '-', a letter or digit first, at most {MAX_NAME}");
         report.problem(&field, format!("invalid name {name:?}"), hint);
     }
     good.then_some(name)
+}
+
+/// Whether a source may have this name.
+pub(super) fn good_name(name: &str) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric();
+    name.starts_with(word)
+        && name.len() <= MAX_NAME
+        && name.chars().all(|c| word(c) || matches!(c, '.' | '_' | '-'))
 }
 
 fn text<'n>(fields: &mut Fields<'n>, key: &'static str, report: &mut Report) -> Option<(Field<'n>, String)> {

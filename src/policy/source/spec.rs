@@ -88,6 +88,8 @@ pub struct SourceSpec {
     pub pin: bool,
     /// Show what arrives of layers without an index before their digests are proven. Never under profile `secure`.
     pub stream: bool,
+    /// The profile under which it is judged, instead of the host's: asked for by who added it at run time, and granted.
+    pub profile: Option<Profile>,
 }
 
 impl SourceSpec {
@@ -105,6 +107,7 @@ impl SourceSpec {
             insecure: false,
             pin: false,
             stream: false,
+            profile: None,
         }
     }
 }
@@ -142,6 +145,8 @@ struct Shown<'a> {
     insecure: bool,
     pin: bool,
     stream: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Profile>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trust: Option<ShownTrust<'a>>,
 }
@@ -187,6 +192,7 @@ impl SourceSpec {
             insecure: self.insecure,
             pin: self.pin,
             stream: self.stream,
+            profile: self.profile,
             trust,
         };
         // Strings, booleans and lists of strings always serialize.
@@ -219,6 +225,7 @@ mod tests {
             insecure: false,
             pin: false,
             stream,
+            profile: None,
         };
         let sources = [spec("a", true), spec("b", false), spec("c", true)];
         let refused = check_streams(&sources, Profile::Secure).unwrap_err();

@@ -513,6 +513,7 @@ mod tests {
             insecure: false,
             pin: false,
             stream: false,
+            profile: None,
         }
     }
 

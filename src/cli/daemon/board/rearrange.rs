@@ -74,12 +74,14 @@ impl Board {
 
     /// Takes over `specs`. A source that is ready, wants the same and is let in for the same reason is left alone; every
     /// other one is acquired anew, and meanwhile goes on showing what it showed if `verdicts` let that in. What nobody
-    /// judged is not shown. With `reinstall` all jobs are installed again.
+    /// judged is not shown. With `reinstall` all jobs are installed again. Where `only` names a source the others are
+    /// left as they are.
     pub(crate) fn rearrange(
         &self,
         specs: &[SourceSpec],
         verdicts: &HashMap<String, Verdict>,
         reinstall: bool,
+        only: Option<&str>,
     ) -> Rearranged {
         let mut done = Rearranged::default();
         let mut gone = Vec::new();
@@ -96,6 +98,7 @@ impl Board {
                         done.added.push(spec.name.clone());
                         entry
                     }
+                    Some(entry) if only.is_some_and(|only| only != spec.name) => entry,
                     Some(entry) => self.judged(entry, spec, verdicts.get(&spec.name), reinstall, &mut done),
                 };
                 entries.push(entry);

@@ -138,6 +138,20 @@ impl Board {
         })
     }
 
+    /// Why `candidate` could not be shown beside those that are on the board, its own source left aside.
+    pub(crate) fn refuses(&self, candidate: &Candidate) -> Option<Denied> {
+        let entries = self.lock();
+        let others = entries.iter().filter(|entry| entry.spec.name != candidate.shown.name);
+        let mut claims: Vec<Claim<'_>> = others.filter_map(Entry::wanted).map(claim).collect();
+        claims.push(claim(candidate));
+        mount_path::settle(&claims).pop().flatten()
+    }
+
+    /// What was proposed at `seat`.
+    pub(crate) fn proposed(&self, seat: Seat) -> Option<Candidate> {
+        at(&mut self.lock(), seat)?.wanted().cloned()
+    }
+
     /// Takes the source out of the tree.
     pub(crate) fn withdraw(&self, seat: Seat) {
         if let Some(entry) = at(&mut self.lock(), seat) {

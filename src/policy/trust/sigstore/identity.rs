@@ -34,6 +34,11 @@ impl Identity {
         self.issuer.matches(issuer) && self.subject.matches(subject)
     }
 
+    /// Whether it is made of these two expressions, letter for letter.
+    pub fn is(&self, issuer: &str, subject: &str) -> bool {
+        self.issuer.0.as_str() == issuer && self.subject.0.as_str() == subject
+    }
+
     /// Which of the two expressions is not tied to both ends, so that it matches more than it seems to.
     pub fn loose(&self) -> Option<&'static str> {
         let tied = |expression: &Expression| {
