@@ -18,7 +18,7 @@ use crate::cli::config::Config;
 use crate::policy::digest::Digest;
 use crate::policy::source::parse::MAX_SOURCES;
 use crate::policy::source::request::SourceRequest;
-use crate::policy::source::spec::SourceSpec;
+use crate::policy::source::spec::{PullPolicy, SourceSpec};
 
 /// Of the file's layout.
 const VERSION: u32 = 1;
@@ -80,6 +80,15 @@ impl AddedSources {
         self.sources.iter().find(|added| added.name == name)
     }
 
+    /// Those whose tags are asked for at every start.
+    pub(crate) fn to_be_asked_at_startup(&self) -> Vec<String> {
+        let asks = |added: &&Added| {
+            let policy = added.request.pull_policy.as_deref().and_then(PullPolicy::from_name);
+            policy == Some(PullPolicy::OnStartup)
+        };
+        self.sources.iter().filter(asks).map(|added| added.name.clone()).collect()
+    }
+
     /// The same with this one, in place of the one that had its name.
     pub(crate) fn with(&self, added: Added) -> anyhow::Result<Self> {
         let mut all = self.clone();
@@ -101,7 +110,9 @@ impl AddedSources {
     /// Replaces the file.
     pub(crate) fn save(&self) -> anyhow::Result<()> {
         if let Some(why) = &self.broken {
-            anyhow::bail!("the sources that were added before are not readable, and are not overwritten: {why}");
+            anyhow::bail!(
+                "the sources that were added before are not readable, and are not overwritten: {why}"
+            );
         }
         let bytes = serde_json::to_vec(&OnDisk { version: VERSION, sources: self.sources.clone() })?;
         let folder = self.path.parent().context("the state directory has no parent")?;
@@ -121,7 +132,8 @@ impl AddedSources {
                 left_out.push(clash(&added.name, &ours.image.to_string(), &added.digest));
                 continue;
             }
-            let spec = added.request.check().map_err(|refusal| format!("{}: {}", refusal.title, refusal.detail));
+            let spec =
+                added.request.check().map_err(|refusal| format!("{}: {}", refusal.title, refusal.detail));
             let spec = spec.and_then(|wanted| {
                 wanted.spec(added.digest, &config.policy).map_err(|denied| denied.to_string())
             });

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::candidate::{Candidate, json_file, spec_yaml};
 use super::clock;
-pub(crate) use rearrange::{Lost, Verdict};
+pub(crate) use rearrange::{Lost, Rearranged, Verdict};
 
 use crate::fetch::layer::Progress;
 use crate::fs::facts::{Rootfs, ShownSource, SourceFiles};

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
+use super::added::AddedSources;
 use super::board::Board;
 use super::cache_ctl;
 use super::candidate::json_file;
@@ -44,6 +45,8 @@ pub(crate) struct DaemonFacts {
     pub options: HoldOptions,
     /// Reloads of the configuration.
     pub reloads: Reloads,
+    /// The sources that were added at run time.
+    pub added: Mutex<Arc<AddedSources>>,
     /// The policy in force, as `status.json` shows it.
     pub policy: Mutex<Value>,
     /// When this daemon started, milliseconds since 1970.
@@ -129,6 +132,16 @@ impl DaemonFacts {
                         (the kernel has no FUSE_NOTIFY_RESEND: Linux 6.9 or newer is needed)",
             }),
         }
+    }
+
+    /// The sources that were added at run time.
+    pub(crate) fn added(&self) -> Arc<AddedSources> {
+        Arc::clone(&self.added.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Others are there now.
+    pub(crate) fn set_added(&self, added: AddedSources) {
+        *self.added.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(added);
     }
 
     /// Another policy is in force.

@@ -5,20 +5,22 @@
 //! tree answers -> images mounted and answer -> sources. Nothing in here waits inside a file system request.
 
 mod acquire;
-mod board;
+pub(crate) mod added;
+pub(crate) mod board;
 mod cache_ctl;
 mod candidate;
 pub(crate) mod clock;
 mod drive;
-mod events;
-mod facts;
+pub(crate) mod enlist;
+pub(crate) mod events;
+pub(crate) mod facts;
 pub(crate) mod holder;
 pub(crate) mod inherit;
-mod journal;
+pub(crate) mod journal;
 mod judge;
 mod kept;
 pub(crate) mod lock;
-mod metrics;
+pub(crate) mod metrics;
 mod reload;
 pub(crate) mod serve;
 mod shutdown;

@@ -5,6 +5,7 @@
 //! -> kept for a daemon that takes this one's place -> policy -> sources. What changed in sections that rooms are opened
 //! with is warned of and waits for the next mount.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,11 +13,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::acquire::Rooms;
-use super::board::Lost;
+use super::added::{Added, AddedSources, Together};
+use super::board::{Lost, Rearranged, Verdict};
 use super::clock;
+use super::enlist::EnlistError;
 use super::facts::DaemonFacts;
 use super::judge;
 use super::kept::{self, KeptTree};
@@ -26,15 +29,27 @@ use crate::fs::image::Images;
 use crate::jobs::spawner::Spawner;
 use crate::policy::digest::Digest;
 use crate::policy::event::Event;
+use crate::policy::rules::OnUntrusted;
 
 /// Between two looks whether runs of an image that is not trusted any more have ended.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Requests to reload, and what became of them.
+/// Requests to reload, and what became of them; and changes of the sources that were added at run time, which take
+/// turns with them.
 #[derive(Debug)]
 pub(crate) struct Reloads {
     asked: watch::Sender<u64>,
     told: Mutex<Told>,
+    changes: mpsc::UnboundedSender<Change>,
+}
+
+/// A change of the sources that were added at run time. The answer comes when it holds.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// This one is there from now on. Answers whether there was none of its name.
+    Put(Box<Added>, oneshot::Sender<Result<bool, EnlistError>>),
+    /// The one of this name is gone.
+    Remove(String, oneshot::Sender<Result<(), EnlistError>>),
 }
 
 #[derive(Debug, Clone)]
@@ -51,9 +66,16 @@ struct Told {
 
 impl Reloads {
     /// The configuration that the mount was made with holds.
-    pub(crate) fn new(warnings: Vec<String>) -> Self {
+    pub(crate) fn new(warnings: Vec<String>) -> (Self, mpsc::UnboundedReceiver<Change>) {
         let told = Told { generation: 1, loaded_ms: clock::now_ms(), answered: 0, error: None, warnings };
-        Self { asked: watch::Sender::new(0), told: Mutex::new(told) }
+        let (changes, wanted) = mpsc::unbounded_channel();
+        (Self { asked: watch::Sender::new(0), told: Mutex::new(told), changes }, wanted)
+    }
+
+    /// Asks for a change of what was added at run time.
+    pub(crate) fn change(&self, change: Change) {
+        // Without a receiver the daemon ends; whoever waits for the answer learns of that.
+        let _ = self.changes.send(change);
     }
 
     /// Asks for one; the number under which it will be answered.
@@ -103,6 +125,8 @@ pub(crate) struct Reloader {
     pub config: Config,
     /// Trees that earlier reloads took out of sight.
     pub trees: Vec<KeptTree>,
+    /// Changes that are asked for.
+    pub changes: mpsc::UnboundedReceiver<Change>,
 }
 
 impl Reloader {
@@ -123,6 +147,10 @@ impl Reloader {
             tokio::select! {
                 changed = asked.changed() => if changed.is_err() { return },
                 _ = hangup.recv() => { facts.reloads.ask(); }
+                Some(change) = self.changes.recv() => {
+                    self.change(change).await;
+                    continue;
+                }
             }
             let number = *asked.borrow_and_update();
             let outcome = self.reload().await.map_err(|error| format!("{error:#}"));
@@ -159,7 +187,8 @@ impl Reloader {
             registry: wiring::registry_options(&config, &self.spawner),
             ..Rooms::clone(&rooms)
         };
-        let verdicts = judge::all(&rooms, &config.sources, &facts.board.shown_images()).await;
+        let together = facts.added().together(&config);
+        let verdicts = judge::all(&rooms, &together.specs, &facts.board.shown_images()).await;
         self.remember(facts.board.shown_trees());
         kept::write(&self.memory, &files, &self.trees)
             .context("cannot keep the configuration for a daemon that takes over")?;
@@ -169,24 +198,9 @@ impl Reloader {
         let reinstall = before.ceilings != jobs_policy.ceilings;
         facts.jobs.set_policy(jobs_policy);
         facts.sources.refurnish(rooms);
-        if let Err(error) = wiring::keep_pins(&facts.store, &config) {
-            tracing::warn!("pins that the configuration no longer has stay: {error:#}");
-        }
-        let done = facts.board.rearrange(&config.sources, &verdicts, reinstall);
-        facts.sources.end(&done.ended);
-        facts.sources.drive(done.started);
-        for lost in &done.lost {
-            tracing::warn!(source = lost.source, "not shown any more: {}", lost.denied);
-            facts.jobs.distrust(&lost.source, &lost.denied, config.policy.on_untrusted);
-        }
-        self.hide(&done.lost);
-        if !done.lost.is_empty()
-            && let Err(error) = kept::write(&self.memory, &files, &self.trees)
-        {
-            tracing::warn!(
-                "what is not trusted any more is not kept for a daemon that takes over: {error:#}"
-            );
-        }
+        let on_untrusted = config.policy.on_untrusted;
+        let done = self.rearrange(&together, &verdicts, (reinstall, None), on_untrusted);
+        self.keep_lost(&done.lost, &files);
         facts.set_policy(wiring::policy_json(&facts.options, &config));
         let names = |lost: &[Lost]| lost.iter().map(|lost| lost.source.clone()).collect::<Vec<_>>();
         facts.events.write(
@@ -198,6 +212,7 @@ impl Reloader {
         );
         let mut warnings = config.warnings.clone();
         warnings.extend(of_policy);
+        warnings.extend(together.left_out);
         let waiting = self.config.differs_beyond(&config);
         if !waiting.is_empty() {
             warnings.push(format!("{} take effect at the next mount only", waiting.join(", ")));
@@ -206,6 +221,116 @@ impl Reloader {
         let (policy, sources) = (config.policy, config.sources);
         self.config = Config { policy, sources, ..std::mem::take(&mut self.config) };
         Ok(warnings)
+    }
+
+    /// The board takes over these sources, all or only one, and drivers and runs follow.
+    fn rearrange(
+        &mut self,
+        together: &Together,
+        verdicts: &HashMap<String, Verdict>,
+        (reinstall, only): (bool, Option<&str>),
+        on_untrusted: OnUntrusted,
+    ) -> Rearranged {
+        let facts = Arc::clone(&self.facts);
+        if let Err(error) = wiring::keep_pins(&facts.store, &together.specs) {
+            tracing::warn!("pins that the configuration no longer has stay: {error:#}");
+        }
+        facts.board.leave_out(together.left_out.clone());
+        let mut done = facts.board.rearrange(&together.specs, verdicts, reinstall, only);
+        facts.sources.end(&done.ended);
+        facts.sources.drive(std::mem::take(&mut done.started));
+        for lost in &done.lost {
+            tracing::warn!(source = lost.source, "not shown any more: {}", lost.denied);
+            facts.jobs.distrust(&lost.source, &lost.denied, on_untrusted);
+        }
+        self.hide(&done.lost);
+        done
+    }
+
+    fn keep_lost(&self, lost: &[Lost], files: &Files) {
+        if !lost.is_empty()
+            && let Err(error) = kept::write(&self.memory, files, &self.trees)
+        {
+            tracing::warn!(
+                "what is not trusted any more is not kept for a daemon that takes over: {error:#}"
+            );
+        }
+    }
+
+    async fn change(&mut self, change: Change) {
+        // Whoever asked may have gone; the change holds all the same.
+        match change {
+            Change::Put(added, reply) => {
+                let _ = reply.send(self.put(*added).await);
+            }
+            Change::Remove(name, reply) => {
+                let _ = reply.send(self.remove(&name).await);
+            }
+        }
+    }
+
+    async fn put(&mut self, added: Added) -> Result<bool, EnlistError> {
+        let name = added.name.clone();
+        self.must_be_ours(&name)?;
+        let before = self.facts.added();
+        let known = before.get(&name).map(|known| known.created);
+        let added = Added { created: known.unwrap_or(added.created), ..added };
+        let after = before.with(added).map_err(|error| EnlistError::Disk(format!("{error:#}")))?;
+        let kind = if known.is_some() { "source.replaced" } else { "source.added" };
+        self.take_over(after, &name, kind).await?;
+        Ok(known.is_none())
+    }
+
+    async fn remove(&mut self, name: &str) -> Result<(), EnlistError> {
+        let before = self.facts.added();
+        if before.get(name).is_none() {
+            self.must_be_ours(name)?;
+            return Err(EnlistError::NotFound(name.to_owned()));
+        }
+        self.take_over(before.without(name), name, "source.removed").await
+    }
+
+    fn must_be_ours(&self, name: &str) -> Result<(), EnlistError> {
+        match self.config.sources.iter().find(|spec| spec.name == name) {
+            None => Ok(()),
+            Some(spec) => Err(EnlistError::Configured(format!(
+                "source {name} ({}) stands in {}: change it there, and run addonfs reload; or choose another name",
+                spec.image,
+                self.facts.options.config.display()
+            ))),
+        }
+    }
+
+    /// On disk first; what nobody could find again after a crash is not shown.
+    async fn take_over(
+        &mut self,
+        after: AddedSources,
+        name: &str,
+        kind: &'static str,
+    ) -> Result<(), EnlistError> {
+        let facts = Arc::clone(&self.facts);
+        let disk =
+            |error: anyhow::Error| EnlistError::Disk(format!("source {name} cannot be kept: {error:#}"));
+        let rooms = facts.sources.rooms().ok_or(EnlistError::NotNow)?;
+        let together = after.together(&self.config);
+        let mut shown = facts.board.shown_images();
+        shown.retain(|(source, _)| source == name);
+        let verdicts = judge::all(&rooms, &together.specs, &shown).await;
+        self.remember(facts.board.shown_trees());
+        let files = kept::read(&self.memory).map_err(disk)?.map(|(files, _)| files);
+        if let Some(files) = &files {
+            kept::write(&self.memory, files, &self.trees).map_err(disk)?;
+        }
+        let saved = tokio::task::spawn_blocking(move || after.save().map(|()| after)).await;
+        let after = saved.map_err(|error| disk(error.into()))?.map_err(disk)?;
+        facts.set_added(after);
+        let on_untrusted = self.config.policy.on_untrusted;
+        let done = self.rearrange(&together, &verdicts, (false, Some(name)), on_untrusted);
+        if let Some(files) = &files {
+            self.keep_lost(&done.lost, files);
+        }
+        facts.events.write(&Event::of_source(kind, name));
+        Ok(())
     }
 
     /// Adds what is shown to what was. A tree that is shown again is as good as new.

@@ -12,9 +12,11 @@ use nix::sys::signal::SigSet;
 use tokio::runtime::Handle;
 
 use super::acquire::Rooms;
+use super::added::AddedSources;
 use super::board::Board;
 use super::clock;
 use super::drive::Sources;
+use super::enlist;
 use super::events::EventLog;
 use super::facts::DaemonFacts;
 use super::holder::{HOPELESS, HoldOptions, Ready};
@@ -166,9 +168,16 @@ impl Opened {
             let events = Arc::clone(&events);
             EventSink::new(move |event| events.write(&event))
         };
-        let store = wiring::store(&options, &config)?;
+        let added = AddedSources::load(&options.dirs.state);
+        let together = added.together(&config);
+        let store = wiring::store(&options, &config, &together.specs)?;
         let documents = Documents::open(&options.dirs.cache)?;
-        let board = Arc::new(Board::new(&config.sources, sink.clone()));
+        let board = Arc::new(Board::new(&together.specs, sink.clone()));
+        together.left_out.iter().for_each(|line| tracing::warn!("{line}"));
+        let mut warnings = config.warnings.clone();
+        warnings.extend(together.left_out.iter().cloned());
+        board.leave_out(together.left_out);
+        let (reloads, changes) = Reloads::new(warnings);
         let sources = Sources::new(Arc::clone(&board));
         let jobs = Jobs::open(
             wiring::jobs_options(&options, &config, sources.ensure_image())?,
@@ -186,7 +195,8 @@ impl Opened {
             store: Arc::clone(&store),
             documents: documents.clone(),
             stops: stopper,
-            reloads: Reloads::new(config.warnings.clone()),
+            reloads,
+            added: Mutex::new(Arc::new(added)),
             policy: Mutex::new(wiring::policy_json(&options, &config)),
             started_ms,
             reading: OnceLock::new(),
@@ -233,8 +243,10 @@ impl Opened {
             memory,
             config,
             trees,
+            changes,
         };
         reloader.start()?;
+        enlist::at_startup(Arc::clone(&facts));
         Ok(Self { facts, control, images, limits, stops })
     }
 

@@ -20,6 +20,7 @@ use crate::jobs::oci::{OciExecutor, OciOptions};
 use crate::jobs::spawner::{Helper, Spawner};
 use crate::jobs::{EnsureImage, JobsOptions, JobsPolicy};
 use crate::policy::rules::Policy;
+use crate::policy::source::spec::SourceSpec;
 
 /// Makes the daemon's directories, for its user alone: what lies in them is trusted, or secret.
 pub(crate) fn private_dirs(options: &HoldOptions) -> anyhow::Result<()> {
@@ -35,16 +36,20 @@ pub(crate) fn private_dirs(options: &HoldOptions) -> anyhow::Result<()> {
 }
 
 /// The store below the cache directory.
-pub(crate) fn store(options: &HoldOptions, config: &Config) -> anyhow::Result<Arc<Store>> {
+pub(crate) fn store(
+    options: &HoldOptions,
+    config: &Config,
+    sources: &[SourceSpec],
+) -> anyhow::Result<Arc<Store>> {
     let store =
         Store::open(&options.dirs.cache.join("store"), config.cache.store_options(&options.dirs.cache)?)?;
-    keep_pins(&store, config)?;
+    keep_pins(&store, sources)?;
     Ok(store)
 }
 
 /// Of the pins by configuration those stay that it still wants.
-pub(crate) fn keep_pins(store: &Store, config: &Config) -> anyhow::Result<()> {
-    let pinned = config.sources.iter().filter(|source| source.pin).map(|source| source.image.digest);
+pub(crate) fn keep_pins(store: &Store, sources: &[SourceSpec]) -> anyhow::Result<()> {
+    let pinned = sources.iter().filter(|source| source.pin).map(|source| source.image.digest);
     Ok(store.keep_configured_pins(&pinned.collect::<Vec<_>>())?)
 }
 

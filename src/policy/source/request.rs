@@ -161,11 +161,11 @@ impl SourceRequest {
             refuse("invalid pull policy", None, detail)
         })?;
         let expose = self.expose.as_deref().map_or(Some(Expose::default()), Expose::from_name);
-        let expose = expose.ok_or_else(|| {
-            refuse("invalid expose", None, "expected none, read or readwrite")
-        })?;
+        let expose =
+            expose.ok_or_else(|| refuse("invalid expose", None, "expected none, read or readwrite"))?;
         let profile = self.profile.as_deref().map(str::parse).transpose();
-        let profile = profile.map_err(|denied: Denied| refuse("invalid profile", Some(denied.code), denied.message))?;
+        let profile =
+            profile.map_err(|denied: Denied| refuse("invalid profile", Some(denied.code), denied.message))?;
         let mount_path = mount_path::clean(self.mount_path.as_deref().unwrap_or(&name))
             .map_err(|denied| refuse("invalid mountPath", None, denied.message))?;
         let trust = self.trust.clone();
@@ -173,7 +173,18 @@ impl SourceRequest {
             return Err(refuse("invalid trust", None, format!("at most {MAX_SIGNERS} keys and identities")));
         }
         let (verify_signatures, pin) = (self.verify_signatures, self.pin);
-        Ok(Wanted { name, asked, image, pull_policy, profile, mount_path, expose, verify_signatures, pin, trust })
+        Ok(Wanted {
+            name,
+            asked,
+            image,
+            pull_policy,
+            profile,
+            mount_path,
+            expose,
+            verify_signatures,
+            pin,
+            trust,
+        })
     }
 
     /// The one image that `ref`, `image` and `url` name.
@@ -239,7 +250,8 @@ impl SignersRequest {
         };
         let key = |written: &String| -> Result<TrustedKey, Denied> {
             let pem = PublicKey::from_pem(written.as_bytes()).ok().map(|key| key.to_pem());
-            let same = |known: &&TrustedKey| known.name == *written || pem.as_deref() == Some(&known.key.to_pem());
+            let same =
+                |known: &&TrustedKey| known.name == *written || pem.as_deref() == Some(&known.key.to_pem());
             let what = if pem.is_some() { "a key in PEM" } else { written.as_str() };
             policy.keys.iter().find(same).cloned().ok_or_else(|| stranger(what))
         };
@@ -248,7 +260,10 @@ impl SignersRequest {
             policy.identities.iter().find(same).cloned().ok_or_else(|| stranger(&wanted.subject))
         };
         if self.keys.is_empty() && self.identities.is_empty() {
-            return Err(Denied::new(Code::PolicyDenied, "trust names nobody: leave it out, or name keys or identities"));
+            return Err(Denied::new(
+                Code::PolicyDenied,
+                "trust names nobody: leave it out, or name keys or identities",
+            ));
         }
         Ok(Trust {
             keys: self.keys.iter().map(key).collect::<Result<_, _>>()?,
@@ -299,7 +314,9 @@ mod tests {
 
     #[test]
     fn one_image_under_three_names() {
-        let of = |rest: &str| SourceRequest::parse(format!("{{\"type\":\"oci\",\"trusted\":true,{rest}}}").as_bytes());
+        let of = |rest: &str| {
+            SourceRequest::parse(format!("{{\"type\":\"oci\",\"trusted\":true,{rest}}}").as_bytes())
+        };
         for key in ["ref", "image", "url"] {
             let wanted = of(&format!("\"{key}\":\"ghcr.io/o/Tool:1\"")).and_then(|r| r.check());
             // The reference is judged by its own rules; a name that is derived is in lower case.
