@@ -21,6 +21,7 @@ use super::reload::ReloadArgs;
 use super::run::RunArgs;
 use super::runs::RunsArgs;
 use super::sign::SignArgs;
+use super::sources::SourcesArgs;
 use super::status::StatusArgs;
 use super::umount::UmountArgs;
 use super::verify::VerifyArgs;
@@ -46,6 +47,7 @@ pub(crate) enum Command {
     Umount(UmountArgs),
     Reload(ReloadArgs),
     Status(StatusArgs),
+    Sources(SourcesArgs),
     Pull(PullArgs),
     Cache(CacheArgs),
     Build(Box<BuildArgs>),

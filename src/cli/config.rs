@@ -6,6 +6,7 @@
 
 pub(crate) mod beside;
 mod files;
+mod http;
 mod registries;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub(crate) use beside::Beside;
 pub(crate) use files::Files;
+pub(crate) use http::{Http, Socket};
 
 use anyhow::Context as _;
 
@@ -58,6 +60,8 @@ pub(crate) struct Config {
     pub prefetch: Prefetch,
     /// Section `jobs`.
     pub jobs: Jobs,
+    /// Section `http`.
+    pub http: Http,
 }
 
 /// The section `read`.
@@ -193,6 +197,7 @@ impl Config {
             ("cache", self.cache != other.cache),
             ("prefetch", self.prefetch != other.prefetch),
             ("jobs", self.jobs != other.jobs),
+            ("http", self.http.fixed() != other.http.fixed()),
         ];
         differences.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
@@ -237,6 +242,8 @@ impl Config {
         let cache = section(&mut top, "cache", &mut report, cache);
         let prefetch = section(&mut top, "prefetch", &mut report, prefetch);
         let jobs = section(&mut top, "jobs", &mut report, |fields, report| jobs(fields, base, report));
+        let http =
+            section(&mut top, "http", &mut report, |fields, report| http::http(fields, base, files, report));
         top.finish(&mut report);
         let mut warnings: Vec<String> = report.finish(file)?.iter().map(|p| format!("{file}: {p}")).collect();
         let policy_file = one_policy_file(policy_file, beside.policy_file.clone())?;
@@ -264,6 +271,7 @@ impl Config {
             cache,
             prefetch,
             jobs,
+            http,
         })
     }
 }

@@ -8,6 +8,7 @@ use clap::Parser as _;
 
 use args::{Cli, Command, Role};
 
+mod api_client;
 mod args;
 mod build;
 mod cache;
@@ -18,6 +19,7 @@ mod daemon_status;
 mod dirs;
 mod exit;
 mod explain;
+mod http;
 mod index;
 mod job_files;
 mod jobs;
@@ -37,6 +39,7 @@ mod reload;
 mod run;
 mod runs;
 mod sign;
+mod sources;
 mod status;
 mod subject;
 mod table;
@@ -68,6 +71,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(args),
         Command::Reload(args) => reload::run(args),
         Command::Status(args) => status::run(args),
+        Command::Sources(args) => asynchronous(sources::run(args)),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Build(args) => asynchronous(build::run(*args)),

@@ -38,6 +38,24 @@ impl Files {
         Ok(content)
     }
 
+    /// The content of a file that only its owner, who is root or this user, can read or write.
+    pub(crate) fn read_private(&self, path: &Path) -> io::Result<Vec<u8>> {
+        use std::os::unix::fs::MetadataExt as _;
+        if self.kept.is_none() {
+            let metadata = std::fs::metadata(path)?;
+            let refuse = |words: String| io::Error::new(io::ErrorKind::PermissionDenied, words);
+            if metadata.mode() & 0o077 != 0 {
+                let words =
+                    format!("its mode is {:04o}: chmod 0600 {}", metadata.mode() & 0o7777, path.display());
+                return Err(refuse(words));
+            }
+            if ![0, nix::unistd::geteuid().as_raw()].contains(&metadata.uid()) {
+                return Err(refuse(format!("it belongs to user {}", metadata.uid())));
+            }
+        }
+        self.read(path)
+    }
+
     /// All that was read, in a form that [`Files::from_text`] understands.
     pub(crate) fn to_text(&self) -> String {
         let read = self.kept.clone().unwrap_or_else(|| self.read.borrow().clone());

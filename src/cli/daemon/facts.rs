@@ -16,6 +16,7 @@ use super::holder::HoldOptions;
 use super::metrics;
 use super::reload::Reloads;
 use super::shutdown::{Stop, Stops};
+use crate::cli::http::HttpState;
 use crate::fetch::documents::Documents;
 use crate::fetch::store::Store;
 use crate::fs::error::FsError;
@@ -47,6 +48,8 @@ pub(crate) struct DaemonFacts {
     pub reloads: Reloads,
     /// The sources that were added at run time.
     pub added: Mutex<Arc<AddedSources>>,
+    /// The REST interface.
+    pub http: HttpState,
     /// The policy in force, as `status.json` shows it.
     pub policy: Mutex<Value>,
     /// When this daemon started, milliseconds since 1970.
@@ -85,6 +88,7 @@ impl DaemonFacts {
             "reading": self.reading(),
             "survival": self.survival(),
             "runtime": runtime,
+            "http": self.http.to_json(),
             "runs": {"running": counts.running, "queued": counts.queued},
             "store": self.store_status(),
             "sources": sources,

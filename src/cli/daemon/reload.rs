@@ -201,6 +201,7 @@ impl Reloader {
         let on_untrusted = config.policy.on_untrusted;
         let done = self.rearrange(&together, &verdicts, (reinstall, None), on_untrusted);
         self.keep_lost(&done.lost, &files);
+        facts.http.set_tokens(Arc::clone(&config.http.tokens));
         facts.set_policy(wiring::policy_json(&facts.options, &config));
         let names = |lost: &[Lost]| lost.iter().map(|lost| lost.source.clone()).collect::<Vec<_>>();
         facts.events.write(

@@ -28,6 +28,7 @@ use super::starts::Starts;
 use super::upkeep;
 use super::wiring;
 use crate::cli::config::Config;
+use crate::cli::http::{self, HttpState};
 use crate::cli::logging;
 use crate::fetch::documents::Documents;
 use crate::fetch::store::{Items, OpenItems};
@@ -112,6 +113,7 @@ async fn live(
     mut descriptors: Descriptors,
 ) -> anyhow::Result<()> {
     let memory = descriptors.config.try_clone()?;
+    let (http, group) = (config.http.clone(), wiring::group(&config)?);
     let opened = Opened::open(options, config, trees.clone(), &spawner, memory)?;
     let resumed = saved(&mut descriptors.control_init)?.is_some();
     if resumed {
@@ -121,6 +123,7 @@ async fn live(
     wait_mounted(&descriptors).await?;
     let xattr_images = opened.serve_images(Side::Xattrs, &mut descriptors)?;
     let images = opened.serve_images(Side::Plain, &mut descriptors)?;
+    http::start(Arc::clone(&opened.facts), &http, group).await;
     Ready::Mounted.say(&descriptors.ready);
     tracing::info!(mount_point = %opened.facts.options.mount_point.display(), resumed, "the tree answers");
     // Everything else has its own copies by now. The lock stays: a holder may be killed, and then it is ours alone.
@@ -197,6 +200,7 @@ impl Opened {
             stops: stopper,
             reloads,
             added: Mutex::new(Arc::new(added)),
+            http: HttpState::new(&config.http),
             policy: Mutex::new(wiring::policy_json(&options, &config)),
             started_ms,
             reading: OnceLock::new(),

@@ -174,7 +174,7 @@ pub(crate) fn control_options(options: &HoldOptions, config: &Config) -> anyhow:
 }
 
 /// The configured group's number.
-fn group(config: &Config) -> anyhow::Result<Option<u32>> {
+pub(super) fn group(config: &Config) -> anyhow::Result<Option<u32>> {
     let Some(name) = &config.group else { return Ok(None) };
     if let Ok(number) = name.parse() {
         return Ok(Some(number));

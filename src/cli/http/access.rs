@@ -80,7 +80,11 @@ fn principal(api: &Api, request: &Request) -> Option<Principal> {
         let tokens = api.facts.http.tokens();
         let token = tokens.find(presented.trim()).filter(|_| scheme.eq_ignore_ascii_case("bearer"))?;
         let caller = Caller { uid: daemon.0, gid: daemon.1, pid: 0 };
-        return Some(Principal { name: format!("token:{}", token.name), scopes: token.scopes.clone(), caller });
+        return Some(Principal {
+            name: format!("token:{}", token.name),
+            scopes: token.scopes.clone(),
+            caller,
+        });
     }
     match *request.extensions().get::<Peer>()? {
         Peer::Unix { uid, gid, pid } => {

@@ -101,7 +101,11 @@ pub(crate) async fn start(facts: Arc<DaemonFacts>, config: &Http, group: Option<
         Socket::At(path) => Some(path.clone()),
         Socket::Off => None,
     };
-    let api = Api(Arc::new(Inner { facts: Arc::clone(&facts), feeds: Feeds::default(), ordering: Mutex::default() }));
+    let api = Api(Arc::new(Inner {
+        facts: Arc::clone(&facts),
+        feeds: Feeds::default(),
+        ordering: Mutex::default(),
+    }));
     let router = routes::router(&api);
     let mut errors = Vec::new();
     let mut bound_socket = None;

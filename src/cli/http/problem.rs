@@ -65,15 +65,13 @@ impl Problem {
         Self::new(429, "storage quota exceeded", detail).code("storage-quota-exceeded").retry_after(60)
     }
 
-    /// As a response to a request for `path`.
-    pub(super) fn at(mut self, path: &str) -> Self {
+    /// As the answer to a request for `path`.
+    pub(super) fn at(mut self, path: &str) -> Response {
         self.more.insert("instance".to_owned(), path.into());
-        self
+        self.render()
     }
-}
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    fn render(self) -> Response {
         let mut body = json!({
             "type": self.code.as_ref().map_or("about:blank".to_owned(), |code| format!("/problems/{code}")),
             "title": self.title,
@@ -95,14 +93,18 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response.extensions_mut().insert(IsProblem);
         response
     }
 }
 
-/// Marks a response that [`Problem`] made, so that its `instance` can be filled in.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct IsProblem;
+impl IntoResponse for Problem {
+    /// The problem goes along, so that whoever knows the request's path can say [`Problem::at`].
+    fn into_response(self) -> Response {
+        let mut response = self.clone().render();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
 
 impl From<Denied> for Problem {
     fn from(denied: Denied) -> Self {
@@ -173,9 +175,7 @@ impl From<JournalError> for Problem {
         let words = error.to_string();
         match error {
             JournalError::Quota(_) => Self::quota(words),
-            JournalError::Expired { .. } => {
-                Self::new(410, "cursor expired", words).code("cursor-expired")
-            }
+            JournalError::Expired { .. } => Self::new(410, "cursor expired", words).code("cursor-expired"),
             JournalError::Disk(_) => Self::new(500, "internal error", words),
         }
     }

@@ -119,10 +119,8 @@ impl Tokens {
         let hash = Digest::of(presented.as_bytes());
         let mut found = None;
         for token in &self.0 {
-            let same = aws_lc_rs::constant_time::verify_slices_are_equal(
-                token.hash.as_bytes(),
-                hash.as_bytes(),
-            );
+            let same =
+                aws_lc_rs::constant_time::verify_slices_are_equal(token.hash.as_bytes(), hash.as_bytes());
             if same.is_ok() {
                 found = Some(token);
             }

@@ -1,0 +1,68 @@
+//! Bodies: read whole within a bound, understood strictly, and their canonical form.
+
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::problem::Problem;
+use crate::policy::digest::Digest;
+
+/// Largest body: arguments of a job have the same bound as `args.json`.
+const MAX_BODY: usize = crate::jobs::MAX_ARGS_BYTES as usize;
+/// For all of it.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// All of a body.
+pub(super) async fn read(body: Body) -> Result<Vec<u8>, Problem> {
+    match tokio::time::timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(bytes)) => Ok(bytes.to_vec()),
+        Ok(Err(error)) if std::error::Error::source(&error).is_some_and(|e| e.is::<axum::Error>()) => {
+            Err(Problem::body(error.to_string()))
+        }
+        Ok(Err(error)) => {
+            let words = format!("at most {MAX_BODY} bytes are taken: {error}");
+            Err(Problem::new(413, "request body too large", words))
+        }
+        Err(_) => {
+            let words = format!("it did not arrive within {} s", BODY_TIME.as_secs());
+            Err(Problem::new(408, "request timeout", words))
+        }
+    }
+}
+
+/// A body that is one JSON object of a known form, and nothing behind it.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::body(error.to_string()))
+}
+
+/// JSON with sorted keys and no white space: bodies that say the same are the same.
+pub(super) fn canonical(body: &[u8]) -> Result<Vec<u8>, Problem> {
+    let mut value: Value = parse(body)?;
+    value.sort_all_objects();
+    Ok(value.to_string().into_bytes())
+}
+
+/// SHA-256 of the canonical form.
+pub(super) fn digest(body: &[u8]) -> Result<Digest, Problem> {
+    Ok(Digest::of(&canonical(body)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Case HA-32.
+    #[test]
+    fn the_same_said_otherwise_is_the_same() {
+        let ha_32 = br#"{"job_id":"demo","args":{"name":"Alice"}}"#;
+        assert_eq!(canonical(ha_32).unwrap(), br#"{"args":{"name":"Alice"},"job_id":"demo"}"#);
+        let expected = "043b75f827ff8933d17d67023924d77b73c62fa6509753e7fcd0bc287a3d053b";
+        assert_eq!(digest(ha_32).unwrap().hex(), expected);
+        let spaced = b" { \"args\" : {\"name\": \"\\u0041lice\"}, \"job_id\":\"demo\"}\n";
+        assert_eq!(digest(spaced).unwrap().hex(), expected);
+        assert_ne!(digest(br#"{"job_id":"demo","args":{"name":"alice"}}"#).unwrap().hex(), expected);
+        assert!(canonical(b"{}{}").is_err());
+    }
+}
