@@ -3,7 +3,7 @@
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::cli::daemon::enlist::EnlistError;
 use crate::cli::daemon::journal::JournalError;
@@ -17,30 +17,31 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     status: StatusCode,
-    title: String,
+    title: &'static str,
     detail: String,
-    code: Option<String>,
-    more: Map<String, Value>,
+    code: Option<&'static str>,
+    /// Member `errors`.
+    errors: Option<Box<Value>>,
     retry_after: Option<u32>,
 }
 
 impl Problem {
     /// With words of its own and no code.
-    pub(super) fn new(status: u16, title: &str, detail: impl Into<String>) -> Self {
+    pub(super) fn new(status: u16, title: &'static str, detail: impl Into<String>) -> Self {
         Self {
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            title: title.to_owned(),
+            title,
             detail: detail.into(),
             code: None,
-            more: Map::new(),
+            errors: None,
             retry_after: None,
         }
     }
 
     /// Under a published code.
     #[must_use]
-    pub(super) fn code(mut self, code: &str) -> Self {
-        self.code = Some(code.to_owned());
+    pub(super) fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
         self
     }
 
@@ -66,23 +67,19 @@ impl Problem {
     }
 
     /// As the answer to a request for `path`.
-    pub(super) fn at(mut self, path: &str) -> Response {
-        self.more.insert("instance".to_owned(), path.into());
-        self.render()
-    }
-
-    fn render(self) -> Response {
+    pub(super) fn at(self, path: &str) -> Response {
         let mut body = json!({
-            "type": self.code.as_ref().map_or("about:blank".to_owned(), |code| format!("/problems/{code}")),
+            "type": self.code.map_or("about:blank".to_owned(), |code| format!("/problems/{code}")),
             "title": self.title,
             "status": self.status.as_u16(),
             "detail": self.detail,
+            "instance": path,
         });
-        if let (Some(code), Some(object)) = (self.code, body.as_object_mut()) {
-            object.insert("code".to_owned(), code.into());
+        if let Some(code) = self.code {
+            body["code"] = code.into();
         }
-        if let Some(object) = body.as_object_mut() {
-            object.extend(self.more);
+        if let Some(errors) = self.errors {
+            body["errors"] = *errors;
         }
         let mut response = (self.status, body.to_string()).into_response();
         let headers = response.headers_mut();
@@ -98,9 +95,9 @@ impl Problem {
 }
 
 impl IntoResponse for Problem {
-    /// The problem goes along, so that whoever knows the request's path can say [`Problem::at`].
+    /// Only a note of it: whoever knows the request's path makes the answer of it ([`Problem::at`]).
     fn into_response(self) -> Response {
-        let mut response = self.clone().render();
+        let mut response = self.status.into_response();
         response.extensions_mut().insert(self);
         response
     }
@@ -159,7 +156,7 @@ impl From<JobError> for Problem {
             JobError::Arguments(problems) => {
                 let mut problem =
                     Self::new(422, "invalid arguments", words).code(Code::ArgumentsInvalid.as_str());
-                problem.more.insert("errors".to_owned(), json!(problems));
+                problem.errors = Some(Box::new(json!(problems)));
                 problem
             }
             JobError::Busy(_) => Self::new(409, "wrong state", words),
