@@ -32,8 +32,9 @@ fn heads_bodies_and_silence_are_bounded() {
     let head = format!("GET /healthz HTTP/1.1\r\nHost: x\r\n{many}\r\n");
     assert_eq!(status(raw(&socket, head.as_bytes())), "431");
     let api = Api::of(&s);
-    let body = format!("{{\"job_id\":\"{}\"}}", "x".repeat(2 << 20));
-    assert_eq!(api.ask("POST", "/plans", &[], Some(&body)).refusal().0, 413);
+    let body = "x".repeat(2 << 20);
+    let request = format!("POST /plans HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    assert_eq!(status(raw(&socket, request.as_bytes())), "413");
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(api.ask("POST", "/runs", &[], Some(&deep)).refusal().0, 400);
     // Half a head holds a connection for a while, and not for ever.
@@ -66,7 +67,9 @@ fn the_socket_is_for_its_user_and_the_group() {
     assert_eq!(ask("http://x/jobs"), "200");
     assert_eq!(ask("http://x/runs -d '{\"job_id\":\"tools/sh\",\"args\":{\"script\":\"true\"}}'"), "201");
     assert_eq!(ask("-X DELETE http://x/sources/tools"), "403");
-    let runs = Api::of(&s).get("/runs").is(200);
+    let api = Api::of(&s);
+    let runs = api.get("/runs").is(200);
+    api.stream(&format!("/runs/{}/events", runs["runs"][0]["id"].as_str().unwrap()), &[], |_| false);
     assert_eq!(
         (&runs["runs"][0]["who"]["uid"], &runs["runs"][0]["who"]["caller"]),
         (&65534.into(), &"uid:65534".into())

@@ -77,7 +77,9 @@ fn output_that_is_not_lines_and_a_run_that_was_canceled_in_the_queue() {
         events(&text).into_iter().map(|(_, kind, _)| kind).collect()
     };
     assert_eq!(kinds(&queued), ["policy.decision", "run.canceled", "run.finish"]);
-    api.stream(&format!("/runs/{long}/events"), &[], |text| text.contains("step.start"));
+    eventually("it has said something", || {
+        (api.get(&format!("/runs/{long}/logs")).text == "no end").then_some(())
+    });
     api.post(&format!("/runs/{long}:cancel"), &json!({})).is(202);
     let text = api.stream(&format!("/events?run_id={long}"), &[], |_| false).text;
     let logs: Vec<Value> =

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
+use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -16,20 +17,27 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// All of a body.
 pub(super) async fn read(body: Body) -> Result<Vec<u8>, Problem> {
-    match tokio::time::timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await {
-        Ok(Ok(bytes)) => Ok(bytes.to_vec()),
-        Ok(Err(error)) if std::error::Error::source(&error).is_some_and(|e| e.is::<axum::Error>()) => {
-            Err(Problem::body(error.to_string()))
-        }
-        Ok(Err(error)) => {
-            let words = format!("at most {MAX_BODY} bytes are taken: {error}");
-            Err(Problem::new(413, "request body too large", words))
-        }
+    match tokio::time::timeout(BODY_TIME, collect(body)).await {
+        Ok(collected) => collected,
         Err(_) => {
             let words = format!("it did not arrive within {} s", BODY_TIME.as_secs());
             Err(Problem::new(408, "request timeout", words))
         }
     }
+}
+
+async fn collect(body: Body) -> Result<Vec<u8>, Problem> {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| Problem::body(error.to_string()))?;
+        if bytes.len() + piece.len() > MAX_BODY {
+            let words = format!("at most {MAX_BODY} bytes are taken");
+            return Err(Problem::new(413, "request body too large", words));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
 }
 
 /// A body that is one JSON object of a known form, and nothing behind it.

@@ -1,6 +1,6 @@
 //! `application/problem+json` (RFC 9457), the one shape of every refusal.
 
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ pub(super) struct Problem {
     /// Member `errors`.
     errors: Option<Box<Value>>,
     retry_after: Option<u32>,
+    allow: Option<&'static str>,
 }
 
 impl Problem {
@@ -35,6 +36,7 @@ impl Problem {
             code: None,
             errors: None,
             retry_after: None,
+            allow: None,
         }
     }
 
@@ -42,6 +44,13 @@ impl Problem {
     #[must_use]
     pub(super) fn code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
+        self
+    }
+
+    /// The methods that the path has.
+    #[must_use]
+    pub(super) fn allow(mut self, methods: &'static str) -> Self {
+        self.allow = Some(methods);
         self
     }
 
@@ -86,6 +95,9 @@ impl Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"addonfs\""));
+        }
+        if let Some(methods) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(methods));
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

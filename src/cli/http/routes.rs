@@ -127,14 +127,21 @@ async fn finish(uri: Uri, request: Request, next: Next) -> Response {
     response
 }
 
-/// A path's last element without the verb that must stand behind it.
-pub(super) fn without_verb<'a>(element: &'a str, verb: &str) -> Result<&'a str, Problem> {
+/// A path's last element without the verb that must stand behind it; `others` are the methods without one.
+pub(super) fn without_verb<'a>(
+    element: &'a str,
+    verb: &str,
+    others: &'static str,
+) -> Result<&'a str, Problem> {
     match element.rsplit_once(':') {
         Some((name, found)) if found == verb => Ok(name),
         Some((_, found)) => {
             Err(Problem::new(404, "not found", format!("{found:?} is no verb here: known is {verb}")))
         }
-        None => Err(Problem::new(405, "method not allowed", format!("POST is for {element}:{verb}"))),
+        None => {
+            let words = format!("POST is for {element}:{verb}");
+            Err(Problem::new(405, "method not allowed", words).allow(others))
+        }
     }
 }
 

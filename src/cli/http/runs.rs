@@ -204,7 +204,7 @@ pub(super) async fn cancel(
     Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    let run = find(&api, without_verb(&id, "cancel")?)?;
+    let run = find(&api, without_verb(&id, "cancel", "GET")?)?;
     if run.state().is_final() {
         return Ok(Json(shown(&run)).into_response());
     }

@@ -45,7 +45,7 @@ pub(super) async fn add(State(api): State<Api>, body: Body) -> Result<Response, 
 
 /// `POST /sources/{name}:reload`
 pub(super) async fn reload(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let name = without_verb(&name, "reload")?;
+    let name = without_verb(&name, "reload", "GET, DELETE")?;
     let enlisted = api.facts.enlist_again(name).await?;
     answer(&api, &enlisted).await
 }
