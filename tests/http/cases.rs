@@ -117,6 +117,11 @@ const SECURE: &[Case] = &[
         assert_eq!(plan["provenance"]["source"]["name"], "addon");
         // the older name of the field
         assert_eq!(w.api.post("/plans", &json!({"job": "addon/build"})).is(200)["job_id"], "addon/build");
+        let limited = json!({"job_id": "addon/build", "limits": {"cpu": "0.5", "memory": "64Mi"}});
+        let plan = w.api.post("/plans", &limited).is(200);
+        assert_eq!(plan["executor_preview"]["resources"]["cpu_millis"], 500);
+        let wrong = json!({"job_id": "addon/build", "limits": {"cpus": "1"}});
+        assert_eq!(w.api.post("/plans", &wrong).is(400)["title"], "invalid request body");
         let both = json!({"job": "addon/build", "job_id": "tools/sh"});
         assert_eq!(w.api.post("/plans", &both).is(400)["title"], "invalid request body");
     }),
@@ -342,7 +347,14 @@ fn cases_under_secure() {
     w.api.get("/api/v1/sources/tools").is(200);
     w.api.post("/sources/addon:reload", &json!({})).is(200);
     w.api.get("/health/storage").is(200);
-    assert!(w.api.get("/metrics").text.contains("addonfs_runs_running"));
+    let metrics = w.api.get("/metrics").text;
+    let dashboard = include_str!("../../docs/grafana.json");
+    let words = dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let shown: std::collections::BTreeSet<&str> = words.filter(|word| word.starts_with("addonfs_")).collect();
+    assert!(shown.len() > 6, "{shown:?}");
+    for name in shown {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "the dashboard shows {name}: {metrics}");
+    }
     w.api.get("/openapi.json").is(200);
     w.api.get("/healthz").is(204);
     w.api.get("/api/v1/healthz").is(204);

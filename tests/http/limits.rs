@@ -41,7 +41,7 @@ fn heads_bodies_and_silence_are_bounded() {
     let begun = Instant::now();
     raw(&socket, b"GET /healthz HTTP/1.1\r\nHo");
     assert!(begun.elapsed() < Duration::from_secs(55), "it was closed by the daemon");
-    api.get("/healthz").is(204);
+    Api::of(&s).get("/healthz").is(204);
 }
 
 /// Who may connect at all is the file system's matter; a group's members may do what they may on the mount.

@@ -86,3 +86,59 @@ fn tokens(field: &Field<'_>, base: &Path, files: &Files, report: &mut Report) ->
     };
     parsed.map_err(|words| report.problem(field, words, "")).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::fields::Dialect;
+    use crate::policy::yaml;
+
+    /// Reads a section, with a file `tokens.yaml` of this mode and one token.
+    fn section(text: &str, mode: u32) -> Result<Http, String> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let hash = crate::policy::digest::Digest::of(b"x").hex();
+        let tokens = dir.path().join("tokens.yaml");
+        std::fs::write(&tokens, format!("tokens: [{{name: x, sha256: {hash}, scopes: ['jobs:read']}}]"))
+            .unwrap();
+        std::fs::set_permissions(tokens, std::fs::Permissions::from_mode(mode)).unwrap();
+        let node = yaml::parse(text.as_bytes()).unwrap();
+        let mut report = Report::new(Dialect::Addonfs);
+        let mut fields = Field::root(&node).fields(&mut report).unwrap();
+        let http = http(&mut fields, dir.path(), &Files::default(), &mut report);
+        fields.finish(&mut report);
+        report.finish("f").map(|_| http).map_err(|denied| denied.message)
+    }
+
+    /// The section as docs/configuration.md has it.
+    #[test]
+    fn the_documented_section_is_this_one() {
+        let documented = include_str!("../../../docs/configuration.md");
+        let lines = documented.lines().skip_while(|line| !line.starts_with("http:")).skip(1);
+        let lines: Vec<&str> = lines.take_while(|line| line.starts_with("  ")).map(str::trim_start).collect();
+        let keys: Vec<&str> = lines.iter().filter_map(|line| Some(line.split_once(':')?.0)).collect();
+        assert_eq!(keys, ["socket", "listen", "tokens", "cleartext", "export"]);
+        let http = section(&lines.join("\n"), 0o600).unwrap();
+        assert_eq!(http.socket, Socket::At("/run/addonfs.sock".into()));
+        assert_eq!(http.listen, Some(([127, 0, 0, 1], 8477).into()));
+        assert!(!http.export && !http.tokens.is_empty());
+    }
+
+    #[test]
+    fn what_lets_nobody_or_everybody_in_is_refused() {
+        for (text, mode, part) in [
+            ("listen: 127.0.0.1:1", 0o600, "lets nobody in"),
+            ("{listen: '0.0.0.0:1', tokens: tokens.yaml}", 0o600, "beyond this host"),
+            ("{listen: localhost, tokens: tokens.yaml}", 0o600, "no address"),
+            ("tokens: tokens.yaml", 0o640, "chmod 0600"),
+            ("tokens: tokens.yaml", 0o604, "chmod 0600"),
+            ("tokens: gone.yaml", 0o600, "gone.yaml"),
+        ] {
+            let words = section(text, mode).unwrap_err();
+            assert!(words.contains(part), "{text}: {words}");
+        }
+        let open = section("{listen: '[::]:1', cleartext: true, tokens: tokens.yaml}", 0o400).unwrap();
+        assert_eq!(open.listen.unwrap().port(), 1);
+        assert_eq!(section("socket: none", 0o600).unwrap().socket, Socket::Off);
+    }
+}

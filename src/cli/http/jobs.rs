@@ -2,17 +2,17 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::access::Principal;
 use super::problem::Problem;
 use super::{Api, body};
-use crate::jobs::Job;
+use crate::jobs::{Asked, Job, Wishes};
 use crate::policy::arguments::Given;
-use crate::policy::code::Denied;
 use crate::policy::rules::Profile;
 use crate::policy::source::status::Phase;
 
@@ -28,22 +28,14 @@ pub(super) struct JobRequest {
     #[serde(default)]
     args: Option<Map<String, Value>>,
     profile: Option<String>,
-}
-
-/// The same, understood.
-#[derive(Debug)]
-pub(super) struct Asked {
-    /// The job's id.
-    pub job: String,
-    /// The arguments.
-    pub args: Map<String, Value>,
-    /// The profile that is asked for.
-    pub profile: Option<Profile>,
+    /// `cpu`, `memory`, `timeout`, in place of the manifest's hints.
+    #[serde(default)]
+    limits: Option<Map<String, Value>>,
 }
 
 impl JobRequest {
     /// `job` and `job_id` are one field.
-    pub(super) fn asked(self, api: &Api) -> Result<Asked, Problem> {
+    pub(super) fn asked(self, api: &Api) -> Result<(String, Asked), Problem> {
         let job = match (self.job, self.job_id) {
             (Some(a), Some(b)) if a != b => {
                 return Err(Problem::body("job and job_id are one field, and name different jobs"));
@@ -55,19 +47,21 @@ impl JobRequest {
             let words = format!("{job:?}: names that begin with ':' are reserved");
             return Err(Problem::new(400, "alias is reserved", words).code("alias.reserved"));
         }
-        let profile: Option<Profile> = self
-            .profile
-            .as_deref()
-            .map(str::parse)
-            .transpose()
-            .map_err(|denied: Denied| Problem::from(denied))?;
+        let mut wishes = Wishes::default();
+        if let Some(profile) = &self.profile {
+            wishes.profile = Some(profile.parse::<Profile>()?);
+        }
+        for (name, value) in self.limits.unwrap_or_default() {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            wishes.limits.ask(&name, &text).map_err(|error| Problem::body(format!("limits: {error}")))?;
+        }
         let known = api.facts.jobs.job(&job).ok_or_else(|| not_found(&job))?;
         let args = self.args.unwrap_or_default();
         if !args.is_empty() && takes_nothing(&known) {
             let words = format!("job {job} takes no arguments: leave args out");
             return Err(Problem::new(400, "job does not accept arguments", words));
         }
-        Ok(Asked { job, args, profile })
+        Ok((job, Asked { given: Given::Json(args), wishes }))
     }
 }
 
@@ -103,13 +97,15 @@ fn shown(job: &Job) -> Value {
 }
 
 /// `POST /plans`
-pub(super) async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Value>, Problem> {
+pub(super) async fn plan(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
     let bytes = body::read(body).await?;
-    let asked = body::parse::<JobRequest>(&bytes)?.asked(&api)?;
-    let plan = api.facts.jobs.plan_under(&asked.job, Given::Json(asked.args), asked.profile)?;
-    let mut plan: Value =
-        serde_json::from_slice(&plan).map_err(|e| Problem::new(500, "internal error", e.to_string()))?;
-    plan["job_id"] = asked.job.into();
+    let (job, asked) = body::parse::<JobRequest>(&bytes)?.asked(&api)?;
+    let mut plan = json!(api.facts.jobs.plan(&job, asked, &principal.caller)?);
+    plan["job_id"] = job.into();
     if let Some(image) = plan.pointer_mut("/executor_preview/container_image") {
         *image = without_digest(image.as_str().unwrap_or_default()).into();
     }

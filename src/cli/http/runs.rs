@@ -23,7 +23,6 @@ use super::routes::without_verb;
 use super::{Api, body, health};
 use crate::cli::daemon::clock;
 use crate::jobs::{Command, Order, Run, RunState};
-use crate::policy::arguments::Given;
 use crate::policy::digest::Digest;
 
 /// Runs of a page, and the most.
@@ -122,13 +121,12 @@ pub(super) async fn start(
         response.headers_mut().insert(REPLAY, HeaderValue::from_static("true"));
         return Ok(response);
     }
-    let asked = request.asked(&api)?;
+    let (job, asked) = request.asked(&api)?;
     health::room_for_a_run(&api)?;
     let token = key.as_ref().map(Key::token);
     let run = api.facts.jobs.run_ordered(Order {
-        job: &asked.job,
-        given: Given::Json(asked.args),
-        profile: asked.profile,
+        job: &job,
+        asked,
         caller: principal.caller,
         via: principal.via(),
         token: token.as_deref(),
