@@ -583,6 +583,7 @@ mod tests {
         std::fs::write(dir.path().join("ca.pem"), CERTIFICATE).unwrap();
         std::fs::write(dir.path().join("trusted_root.json"), TRUSTED_ROOT).unwrap();
         notation_files(dir.path());
+        http::tests::token_file(dir.path(), 0o600);
         let block = DOCS.split("```yaml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let text = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
         std::fs::write(dir.path().join("flwd.policy.yaml"), "").unwrap();
