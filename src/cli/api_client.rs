@@ -21,7 +21,7 @@ pub(crate) struct ServerArgs {
     /// Its REST interface, http://HOST:PORT or unix:///PATH, instead of a mount of this host
     #[arg(long, value_name = "URL", env = "FLWD_API")]
     server: Option<String>,
-    /// The bearer token for it
+    /// The bearer token for it; in the variable, other users do not see it
     #[arg(long, value_name = "TOKEN", env = "FLWD_TOKEN", hide_env_values = true)]
     token: Option<String>,
 }

@@ -12,6 +12,7 @@
 //! │   │   ├── plan.json       what was decided at start
 //! │   │   ├── stdin           FIFO, when started with stdin
 //! │   │   ├── launch.json  shim.json  exit.json  stdout  stderr  out/     the executor's
+//! │   │   ├── events.jsonl  events.1.jsonl    once somebody followed it over HTTP (cli::http::feed)
 //! │   └── .gone-r9-3f9a2c41/  a removed run on its way out; swept at open
 //! └── data/<job>/             DATA_DIR of a job, where policy grants it (`/` of the id is `%2F`, `%` is `%25`)
 //! ```

@@ -13,7 +13,9 @@ use addonfs::policy::addon::AddonManifest;
 use addonfs::policy::digest::Digest;
 use addonfs::policy::image::{Descriptor, ImageConfig, OCI_INDEX, OCI_MANIFEST, parse_document};
 use addonfs::policy::reference::ImageRef;
+use addonfs::policy::rules::Policy;
 use addonfs::policy::soci::{Binding, SociIndex};
+use addonfs::policy::source::request::SourceRequest;
 use addonfs::policy::trust::evidence::{Bundle, Evidence, SimpleSigning, Subject};
 use addonfs::policy::trust::keys::PublicKey;
 use addonfs::policy::trust::notation::policy::TrustPolicy;
@@ -54,6 +56,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("notation_revocation_list", notation_revocation_list),
     ("notation_trust_store", notation_trust_store),
     ("notation_trust_policy", notation_trust_policy),
+    ("source_request", source_request),
 ];
 
 fn tar(bytes: &[u8]) {
@@ -236,6 +239,19 @@ fn notation_trust_policy(bytes: &[u8]) {
         if let Ok(statement) = policy.statement(&location) {
             assert!(!statement.name.is_empty());
         }
+    }
+}
+
+fn source_request(bytes: &[u8]) {
+    let Ok(request) = SourceRequest::parse(bytes) else { return };
+    // What was kept is understood again, as the same.
+    let kept = SourceRequest::parse(&serde_json::to_vec(&request).unwrap());
+    assert_eq!(kept.as_ref(), Ok(&request));
+    let Ok(wanted) = request.check() else { return };
+    if let Ok(spec) = wanted.spec(Digest::of(bytes), &Policy::default()) {
+        assert!(spec.trusted && !spec.insecure && !spec.stream && !spec.name.contains('/'));
+        assert!(spec.profile.is_none_or(|profile| profile >= Policy::default().profile));
+        assert!(spec.trust.is_none(), "a policy that trusts nobody has no signers to name");
     }
 }
 

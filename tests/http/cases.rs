@@ -359,6 +359,9 @@ fn cases_under_secure() {
     w.api.get("/healthz").is(204);
     w.api.get("/api/v1/healthz").is(204);
     assert_eq!(w.api.get("/nothing").refusal().0, 404);
+    for bad in ["/events?since=1", "/runs/%ff", "/runs/x/events?a=%ff"] {
+        assert_eq!(w.api.get(bad).refusal().0, 400, "{bad}");
+    }
     w.api.stream("/events", &[], |text| text.contains(":connected"));
     let told: std::collections::BTreeSet<_> =
         w.api.operations().into_iter().map(|(m, p, _)| (m, p)).collect();

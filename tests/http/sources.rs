@@ -48,6 +48,7 @@ fn an_added_source_survives_everything() {
     eventually("another daemon answers", || (s.daemon() != daemon).then_some(()));
     check("after a crash");
     s.umount();
+    assert!(!s.path("state/http.sock").exists());
     s.ready();
     check("after a new mount");
     let api = Api::of(&s);

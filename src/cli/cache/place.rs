@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::pins;
 use crate::cli::config::{Beside, Config, Files};
+use crate::cli::daemon::added::AddedSources;
 use crate::cli::dirs::Dirs;
 use crate::cli::{daemon_status, mounted};
 use crate::fetch::documents::Documents;
@@ -70,9 +71,11 @@ impl Place {
                 _ => {}
             }
         }
-        let sources = config.iter().flat_map(|config| &config.sources);
-        let sources = sources.map(|spec| Configured { name: spec.name.clone(), image: spec.image.digest });
-        let sources = sources.collect();
+        let sources = config.iter().flat_map(|config| {
+            let state = config.state_dir.clone().unwrap_or_else(|| Dirs::standard().state);
+            AddedSources::load(&state).together(config).specs
+        });
+        let sources = sources.map(|spec| Configured { image: spec.image.digest, name: spec.name }).collect();
         let options = config.map(|config| config.cache).unwrap_or_default().store_options(&cache)?;
         Ok(Self { cache, sources, ctl: None, options })
     }

@@ -135,6 +135,7 @@ async fn live(
         ended = spawner.ended() => die_without_spawner(&ended),
     }
     take_down(&facts.options, &spawner).await?;
+    http::stop(&facts);
     tokio::task::spawn_blocking(move || {
         let end = Instant::now() + DRAIN;
         for serving in [images, xattr_images, control] {

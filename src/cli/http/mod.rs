@@ -127,6 +127,14 @@ pub(crate) async fn start(facts: Arc<DaemonFacts>, config: &Http, group: Option<
     facts.board.touched();
 }
 
+/// Takes the socket away: nobody listens there any more.
+pub(crate) fn stop(facts: &DaemonFacts) {
+    if let Some(socket) = facts.http.to_json()["socket"].as_str() {
+        // A next daemon takes a stale one away, too.
+        let _ = std::fs::remove_file(socket);
+    }
+}
+
 /// One daemon a state directory, and nobody but its user and root can reach into that.
 fn usual_socket(state: &Path) -> PathBuf {
     state.join("http.sock")

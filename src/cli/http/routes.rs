@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::{CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
@@ -113,10 +113,17 @@ async fn not_offered(method: Method) -> Problem {
 /// What every answer has.
 async fn finish(uri: Uri, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
+    let status = response.status();
+    if status.as_u16() >= 400 && response.extensions().get::<Problem>().is_none() {
+        // A path or query that is no text, refused before any handler saw it.
+        let title = status.canonical_reason().unwrap_or("refused");
+        let words = "the request is not understood: /openapi.json tells what is";
+        response.extensions_mut().insert(Problem::new(status.as_u16(), title, words));
+    }
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let kept = std::mem::replace(&mut response, problem.at(uri.path()));
         for (name, value) in kept.headers() {
-            if !response.headers().contains_key(name) && name != axum::http::header::CONTENT_LENGTH {
+            if !response.headers().contains_key(name) && name != CONTENT_LENGTH {
                 response.headers_mut().insert(name.clone(), value.clone());
             }
         }

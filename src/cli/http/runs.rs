@@ -148,15 +148,16 @@ fn created(run: &Run) -> Response {
 struct Key {
     /// Who and which key, in one.
     scope: String,
+    /// Of the body and the key: a body may hold a short secret, whose bare digest would tell it to who tries all.
     body: Digest,
 }
 
 impl Key {
     fn of(headers: &HeaderMap, principal: &Principal, bytes: &[u8]) -> Result<Option<Self>, Problem> {
         let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-        let body = body::digest(bytes)?;
+        let canonical = body::canonical(bytes)?;
         if let Some(told) = text("idempotency-sha256")
-            && !told.eq_ignore_ascii_case(&body.hex())
+            && !told.eq_ignore_ascii_case(&Digest::of(&canonical).hex())
         {
             return Err(conflict("Idempotency-SHA256 is not that of the canonical body"));
         }
@@ -167,6 +168,7 @@ impl Key {
             return Err(Problem::new(400, "invalid idempotency key", words));
         }
         let scope = Digest::of(format!("{}\n{key}", principal.name).as_bytes());
+        let body = Digest::of(&[key.as_bytes(), b"\n", &canonical].concat());
         Ok(Some(Self { scope: format!("http/{}/", scope.hex()), body }))
     }
 
