@@ -7,6 +7,7 @@ import re
 import sys
 
 from filesystem import read, walk
+from foreground import foreground
 from job import job
 from layers import layers
 from process import million, remount, steady
@@ -18,7 +19,7 @@ from trees import forms
 
 MEASURES = {
     "walk": walk, "read": read, "remount": remount, "job": job, "start": start, "forms": forms, "layers": layers,
-    "million": million, "steady": steady,
+    "million": million, "steady": steady, "foreground": foreground,
 }  # fmt: skip
 
 

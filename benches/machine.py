@@ -1,8 +1,13 @@
 """The machine: commands, caches, clocks, and what /proc says of a process."""
 
 import os
+import signal
 import subprocess
+import threading
 import time
+
+# The slowest system takes a minute for the largest image; containerd's pull was seen to wait for ever.
+LONGEST = 150
 
 
 def run(*argv, **options):
@@ -29,15 +34,21 @@ def timed(*argv):
 
 
 def first_output(*argv):
-    """Starts a command; (seconds to its first byte of output, seconds to its end). The output must be `1`."""
+    """Starts a command; (seconds to its first byte of output, seconds to its end). The output must be `1`, in time."""
     begun = time.monotonic()
-    with subprocess.Popen([str(word) for word in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        first = process.stdout.read(1)
-        to_first = time.monotonic() - begun
-        rest = process.stdout.read()
-        words = process.stderr.read()
-        code = process.wait()
-        to_end = time.monotonic() - begun
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([str(word) for word in argv], start_new_session=True, **pipes) as process:
+        late = threading.Timer(LONGEST, os.killpg, (process.pid, signal.SIGKILL))
+        late.start()
+        try:
+            first = process.stdout.read(1)
+            to_first = time.monotonic() - begun
+            rest = process.stdout.read()
+            words = process.stderr.read()
+            code = process.wait()
+            to_end = time.monotonic() - begun
+        finally:
+            late.cancel()
     if code != 0 or (first + rest).strip() != b"1":
         raise RuntimeError(f"{argv}: exit {code}, output {first + rest!r}, {words.decode()[-800:]}")
     return to_first, to_end

@@ -82,6 +82,7 @@ fn serve(options: &str, descriptors: Descriptors) -> anyhow::Result<()> {
     nix::sys::prctl::set_dumpable(false).context("cannot keep core files from being written")?;
     logging::start(if options.foreground { logging::Target::Terminal } else { logging::Target::File });
     upkeep::abort_on_lost_thread();
+    upkeep::keep_large_buffers_apart();
     let (config, trees) = config(&options, &descriptors.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("addonfs-rt")

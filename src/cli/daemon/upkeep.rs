@@ -50,6 +50,20 @@ pub(crate) fn give_memory_back() {
     }
 }
 
+/// Large buffers come from the system and go back to it, each by itself. By its own rule glibc begins to cut them from its
+/// heaps once one was freed; then what is small and stays keeps what was large, and a fetch at full speed takes 130 MiB
+/// instead of 60.
+pub(crate) fn keep_large_buffers_apart() {
+    /// glibc's own value, from which it would depart.
+    #[cfg(target_env = "gnu")]
+    const LARGE: i32 = 128 << 10;
+    // SAFETY: takes no pointer, and locks the allocator by itself.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
 /// A panic on a thread that serves the kernel would leave its caller without an answer and the mount with a thread
 /// less. The holder starts the next daemon at once, and the kernel sends it again what was not answered.
 pub(crate) fn abort_on_lost_thread() {

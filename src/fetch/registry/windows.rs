@@ -28,13 +28,13 @@ pub struct Windows {
     pub connections: usize,
     /// The shortest window, bytes.
     pub least: u64,
-    /// The longest window, bytes. With the usual 4 connections that makes 32 MiB a blob.
+    /// The longest window, bytes. With the usual 4 connections that makes 16 MiB a blob.
     pub most: u64,
 }
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { connections: 4, least: 1 << 20, most: 8 << 20 }
+        Self { connections: 4, least: 1 << 20, most: 4 << 20 }
     }
 }
 
