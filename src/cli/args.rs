@@ -9,6 +9,7 @@ use super::cache::CacheArgs;
 use super::cancel::CancelArgs;
 use super::explain::PolicyArgs;
 use super::index::IndexArgs;
+use super::init::InitArgs;
 use super::jobs::JobsArgs;
 use super::keygen::KeygenArgs;
 use super::logs::LogsArgs;
@@ -20,10 +21,12 @@ use super::push::PushArgs;
 use super::reload::ReloadArgs;
 use super::run::RunArgs;
 use super::runs::RunsArgs;
+use super::schema::SchemaArgs;
 use super::sign::SignArgs;
 use super::sources::SourcesArgs;
 use super::status::StatusArgs;
 use super::umount::UmountArgs;
+use super::validate::ValidateArgs;
 use super::verify::VerifyArgs;
 
 /// Add-ons from container registries, mounted as files.
@@ -50,6 +53,9 @@ pub(crate) enum Command {
     Sources(SourcesArgs),
     Pull(PullArgs),
     Cache(CacheArgs),
+    Init(InitArgs),
+    Validate(ValidateArgs),
+    Schema(SchemaArgs),
     Build(Box<BuildArgs>),
     Push(PushArgs),
     Keygen(KeygenArgs),

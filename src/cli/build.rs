@@ -30,7 +30,7 @@ use serde_json::json;
 use super::registry_access;
 use crate::fetch::sink::{self, BlobContent};
 use crate::policy::addon::{self, AddonManifest};
-use crate::policy::image::{OCI_MANIFEST, Platform};
+use crate::policy::image::{ImageConfig, OCI_MANIFEST, Platform};
 use crate::policy::reference::{ImageRef, Location, PinnedRef};
 use format::LayerFormat;
 use image::{Draft, Settings};
@@ -72,6 +72,10 @@ pub(crate) struct BuildArgs {
     /// The working directory of the jobs
     #[arg(long, value_name = "PATH")]
     workdir: Option<String>,
+    /// The image's ENTRYPOINT, one word each time: what jobs of a flwd.addon/v1 manifest start, with their id as first
+    /// argument
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    entrypoint: Vec<String>,
     /// A variable for the jobs; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -125,12 +129,13 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
                 .with_context(|| format!("cannot build on {base}"))?
         }
     };
+    draft.apply(&settings, created)?;
+    manifest.check_image(&ImageConfig::parse(&draft.config()?.1)?)?;
     let layers = layers(&args, &manifest, &settings, epoch)?;
     for (built, what) in &layers {
         sink.put_blob(&built.descriptor, BlobContent::file(built.file.path())).await?;
         draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
     }
-    draft.apply(&settings, created)?;
     draft.annotate(annotations);
     let (config, config_bytes) = draft.config()?;
     sink.put_blob(&config, BlobContent::bytes(config_bytes)).await?;
@@ -170,7 +175,9 @@ fn layers(
     // Only readers with a table of contents gain by it.
     let starts = match args.layer_format {
         LayerFormat::Estargz | LayerFormat::ZstdChunked => {
-            programs::of(&manifest.entrypoints, &trees, settings.surroundings())
+            let config = ImageConfig { entrypoint: args.entrypoint.clone(), ..ImageConfig::default() };
+            let commands: Vec<_> = manifest.entrypoints.iter().map(|entry| entry.argv(&config)).collect();
+            programs::of(&commands, &trees, settings.surroundings())
         }
         LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::Tar => Starts::default(),
     };

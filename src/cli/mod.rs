@@ -21,6 +21,7 @@ mod exit;
 mod explain;
 mod http;
 mod index;
+mod init;
 mod job_files;
 mod jobs;
 mod keygen;
@@ -38,12 +39,14 @@ mod registry_access;
 mod reload;
 mod run;
 mod runs;
+mod schema;
 mod sign;
 mod sources;
 mod status;
 mod subject;
 mod table;
 mod umount;
+mod validate;
 mod verify;
 
 /// Runs the program: a command, or one of the roles in which it starts itself again.
@@ -74,6 +77,9 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sources(args) => asynchronous(sources::run(args)),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),
+        Command::Init(args) => init::run(args),
+        Command::Validate(args) => exit::answered(validate::run(args)),
+        Command::Schema(args) => schema::run(args),
         Command::Build(args) => asynchronous(build::run(*args)),
         Command::Push(args) => asynchronous(push::run(args)),
         Command::Keygen(args) => asynchronous(keygen::run(args)),

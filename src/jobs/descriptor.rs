@@ -10,7 +10,7 @@
 //! | `source`, `mount_path` | where it comes from, where the add-on is shown |
 //! | `addon` | `name`, `version`, `description`, `metadata` |
 //! | `executor` | always `container` |
-//! | `command` | exec form, before arguments |
+//! | `command` | exec form; of a v1 manifest the image's ENTRYPOINT and the job's id |
 //! | `argspec` | the JSON Schema of the arguments |
 //! | `secrets` | names of the arguments that are secrets |
 //! | `limits` | effective: `cpu_millis`, `memory_bytes`, `timeout_ms` (`null` is unlimited), `pids`, `tmp_bytes`, `out_bytes`, `log_bytes` |
@@ -156,7 +156,7 @@ fn describe(
             "metadata": addon.manifest.metadata,
         },
         "executor": "container",
-        "command": entry.command,
+        "command": entry.argv(&addon.image_config),
         "argspec": entry.argspec.schema,
         "secrets": entry.argspec.secrets,
         "limits": limits_json(effective, limits),

@@ -323,7 +323,7 @@ fn spec(
             .images_dir
             .join(format!("{}{ROOT_IMAGE_SUFFIX}", job.addon.tree.dashed()))
             .join("rootfs"),
-        argv: job.entry.command.clone(),
+        argv: job.entry.argv(config),
         env: env.iter().map(|v| (v.name.clone(), v.value.clone())).collect(),
         cwd: if config.working_dir.is_empty() { "/".into() } else { config.working_dir.clone() },
         user: config.user.clone(),

@@ -1,8 +1,9 @@
-//! The add-on manifest (`/addon/manifest.yaml`, classic dialect).
+//! The add-on manifest (`/addon/manifest.yaml`), in either of its dialects.
 //!
 //! In: the file's bytes. Out: an [`AddonManifest`] in which everything is checked, or every problem at once, each
-//! with line, column and JSON pointer. Types here; [`parse`] reads the document, [`entrypoint`] one entrypoint,
-//! [`fields`] single values.
+//! with line, column and JSON pointer. Types here; [`parse`] tells the dialects apart; [`classic`] and [`entrypoint`]
+//! read the one with `entrypoints`, [`v1`] and [`v1_job`] the one with `apiVersion`; [`fields`] single values;
+//! [`schema`] says the same in JSON Schema, for editors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +14,17 @@ use serde::Serialize;
 use super::arguments::ArgSpec;
 use super::code::{Code, Denied};
 use super::digest::Digest;
+use super::image_config::ImageConfig;
 use super::rules::Profile;
 pub use super::yaml::Problem;
 
+mod classic;
 mod entrypoint;
 mod fields;
 mod parse;
+pub mod schema;
+mod v1;
+mod v1_job;
 
 /// Names that a source's folder has beside the folders of its jobs: no entrypoint may be called so.
 pub const FIXED_NAMES: [&str; 4] = ["rootfs", "addon", "addon.json", "manifest.yaml"];
@@ -26,6 +32,8 @@ pub const FIXED_NAMES: [&str; 4] = ["rootfs", "addon", "addon.json", "manifest.y
 /// A valid add-on manifest.
 #[derive(Debug, Clone)]
 pub struct AddonManifest {
+    /// How it is written.
+    pub dialect: Dialect,
     /// `name`.
     pub name: String,
     /// `version`, strict SemVer.
@@ -38,6 +46,30 @@ pub struct AddonManifest {
     pub entrypoints: Vec<Entrypoint>,
     /// What is odd but does no harm: keys that nobody reads.
     pub warnings: Vec<Problem>,
+}
+
+/// The two ways of writing a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Dialect {
+    /// `name`, `version`, `entrypoints`.
+    #[serde(rename = "classic")]
+    Classic,
+    /// `apiVersion: flwd.addon/v1`.
+    #[serde(rename = "flwd.addon/v1")]
+    V1,
+}
+
+impl AddonManifest {
+    /// Whether the image can start what the manifest asks for: jobs of the v1 dialect are its ENTRYPOINT.
+    pub fn check_image(&self, config: &ImageConfig) -> Result<(), Denied> {
+        let needs = |entry: &Entrypoint| entry.program == Program::ImageEntrypoint;
+        if config.entrypoint.is_empty() && self.entrypoints.iter().any(needs) {
+            let words = "the jobs of a flwd.addon/v1 manifest start the image's ENTRYPOINT, and the image has none: \
+                         set one, or write the manifest with entrypoints and their command";
+            return Err(Denied::new(Code::AddonManifest, words));
+        }
+        Ok(())
+    }
 }
 
 /// The refusal of a manifest: every problem in one line, in the order of the file.
@@ -55,8 +87,8 @@ pub struct Entrypoint {
     pub name: String,
     /// `description`.
     pub description: Option<String>,
-    /// `command`, exec form, at least one non-empty element.
-    pub command: Vec<String>,
+    /// What is started.
+    pub program: Program,
     /// The compiled argument schema; an entrypoint without `argspec` takes no arguments.
     pub argspec: Arc<ArgSpec>,
     /// `resources`: hints, to be clamped by ceilings.
@@ -69,6 +101,25 @@ pub struct Entrypoint {
     pub profile: Option<Profile>,
     /// `annotations`, passed through.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// What an entrypoint starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program {
+    /// `command`, exec form, at least one element, the first one not empty.
+    Command(Vec<String>),
+    /// The image's ENTRYPOINT, with the entrypoint's id as its first argument.
+    ImageEntrypoint,
+}
+
+impl Entrypoint {
+    /// Program and arguments in an image.
+    pub fn argv(&self, image: &ImageConfig) -> Vec<String> {
+        match &self.program {
+            Program::Command(words) => words.clone(),
+            Program::ImageEntrypoint => image.entrypoint.iter().chain([&self.id]).cloned().collect(),
+        }
+    }
 }
 
 /// Resource limits; `None` is "not said".

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::addon::{self, AddonManifest};
 use super::code::{Code, Denied};
 use super::event::Event;
+use super::image_config::ImageConfig;
 use super::reference::PinnedRef;
 use super::rules::{Policy, Profile, VerifyMode};
 use super::source::spec::SourceSpec;
@@ -184,9 +185,14 @@ pub fn manifest(
     }
 }
 
-/// Admits an add-on by the manifest found in an admitted image.
-pub fn addon(image: AdmittedImage, manifest_bytes: &[u8]) -> Result<AdmittedAddon, Denied> {
+/// Admits an add-on by the manifest found in an admitted image, whose config is `config`.
+pub fn addon(
+    image: AdmittedImage,
+    config: &ImageConfig,
+    manifest_bytes: &[u8],
+) -> Result<AdmittedAddon, Denied> {
     let manifest = AddonManifest::parse(manifest_bytes).map_err(|problems| addon::denied(&problems))?;
+    manifest.check_image(config)?;
     Ok(AdmittedAddon { image, manifest, manifest_bytes: manifest_bytes.into() })
 }
 
@@ -311,7 +317,7 @@ mod tests {
         let admitted = image(&policy, &source, &signed, 0).unwrap();
         let shown = serde_json::to_value(admitted.verification()).unwrap();
         assert_eq!((&shown["state"], &shown["by"]["name"]), (&"verified".into(), &"cosign.pub".into()));
-        let refused = addon(admitted, b"name: [\n").unwrap_err();
+        let refused = addon(admitted, &ImageConfig::default(), b"name: [\n").unwrap_err();
         assert_eq!(refused.code, Code::AddonManifest);
         let event = decision(&source, Err(&refused));
         assert_eq!(event.data["code"], "E_ADDON_MANIFEST");

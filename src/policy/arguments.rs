@@ -7,7 +7,7 @@
 //! `"[secret]"` in their place, and no message quotes them.
 //!
 //! [`compile`] checks a schema, [`words`] and [`coerce`] read a command line, [`resolve`] applies defaults and
-//! validates, [`env`](mod@env) and [`help`] present the result and the schema.
+//! validates, [`env`](mod@env) and [`help`] present the result and the schema, [`minimal`] makes arguments up.
 
 use std::fmt;
 
@@ -18,6 +18,7 @@ mod coerce;
 mod compile;
 mod env;
 mod help;
+mod minimal;
 mod resolve;
 mod schema;
 mod words;

@@ -122,6 +122,7 @@ fn above<T: Ord>(asked: Option<T>, most: Option<T>) -> Option<(T, T)> {
 mod tests {
     use super::*;
 
+    /// Cases RP-04 and RP-05, with their decision: only an explicit request is refused.
     #[test]
     fn requests_are_read_whole_or_refused() {
         let asked = Resources::parse_request("cpu=0.5,timeout=90s, memory = 1Gi").unwrap();

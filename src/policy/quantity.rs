@@ -166,6 +166,7 @@ fn digits(number: &str) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
 
+    /// Case RP-01.
     #[test]
     fn cpu() {
         for (text, millis) in [
@@ -192,6 +193,7 @@ mod tests {
         assert!(matches!(parse_cpu(&"9".repeat(100)), Err(QuantityError::TooLarge(_))));
     }
 
+    /// Case RP-02.
     #[test]
     fn memory() {
         for (text, bytes) in [

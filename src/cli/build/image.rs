@@ -27,6 +27,7 @@ use crate::policy::image_config::DEFAULT_PATH;
 pub(super) struct Settings {
     user: Option<String>,
     workdir: Option<String>,
+    entrypoint: Vec<String>,
     env: Vec<(String, String)>,
 }
 
@@ -58,7 +59,8 @@ impl Settings {
             anyhow::ensure!(!name.is_empty(), "--env {pair:?} has no name");
             env.push((name.to_owned(), value.to_owned()));
         }
-        Ok(Self { user: args.user.clone(), workdir: args.workdir.clone(), env })
+        let (user, workdir) = (args.user.clone(), args.workdir.clone());
+        Ok(Self { user, workdir, entrypoint: args.entrypoint.clone(), env })
     }
 }
 
@@ -115,6 +117,13 @@ impl Draft {
         }
         if let Some(workdir) = &settings.workdir {
             run["WorkingDir"] = json!(workdir);
+        }
+        if !settings.entrypoint.is_empty() {
+            run["Entrypoint"] = json!(settings.entrypoint);
+            // It was made for another program.
+            if let Some(run) = run.as_object_mut() {
+                run.remove("Cmd");
+            }
         }
         for (name, value) in &settings.env {
             if !run.get("Env").is_some_and(Value::is_array) {

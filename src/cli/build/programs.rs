@@ -8,7 +8,6 @@ use super::first::{Image, Place};
 use super::python::{self, Surroundings};
 use super::tree::{Kind, Tree};
 use crate::fs::image::program::{MAX_ARGUMENT, MAX_FILES, MAX_SIZE, find_program, needs};
-use crate::policy::addon::Entrypoint;
 
 /// Bytes of what one entrypoint imports, up to which it is worth fetching for whoever mounts the image and may start
 /// another: less than half a second of a slow line.
@@ -28,18 +27,18 @@ pub(super) struct Starts {
     pub together: Vec<PathBuf>,
 }
 
-/// What `entrypoints` start.
-pub(super) fn of(entrypoints: &[Entrypoint], trees: &[Tree], around: Surroundings<'_>) -> Starts {
+/// What `commands` start.
+pub(super) fn of(commands: &[Vec<String>], trees: &[Tree], around: Surroundings<'_>) -> Starts {
     let image = Image::new(trees);
     let mut programs =
         Programs { image: &image, path: around.path, order: Vec::new(), seen: BTreeSet::new() };
-    for entrypoint in entrypoints {
-        programs.start(&entrypoint.command);
+    for command in commands {
+        programs.start(command);
     }
     let mut ahead = programs.order;
     let mut together = Vec::new();
-    for entrypoint in entrypoints {
-        let imported = python::imported(&image, &entrypoint.command, around);
+    for command in commands {
+        let imported = python::imported(&image, command, around);
         let bytes: u64 = imported.iter().map(|place| size(&image, *place)).sum();
         if bytes <= MAX_AHEAD { &mut ahead } else { &mut together }.extend(imported);
     }

@@ -18,7 +18,6 @@ use super::layer::{BuiltLayer, pack};
 use super::programs;
 use super::python::Surroundings;
 use super::tree::{Times, Tree};
-use crate::policy::addon::AddonManifest;
 use crate::policy::digest::Digest;
 
 const MIB: usize = 1 << 20;
@@ -345,15 +344,13 @@ fn programs_come_with_what_they_need() {
     }
     fs::write(rootfs.join("etc/other"), "other").unwrap();
     fs::write(addon.join("start"), "#!/bin/sh\n").unwrap();
-    let manifest = "name: x\nversion: 1.0.0\nentrypoints: [{id: a, command: [/addon/start]}]\n";
-    fs::write(addon.join("manifest.yaml"), manifest).unwrap();
     let trees = [
         Tree::walk(&rootfs, "", &[], Times::All(0)).unwrap(),
         Tree::walk(&addon, "addon", &[], Times::All(0)).unwrap(),
     ];
-    let manifest = AddonManifest::parse(manifest.as_bytes()).unwrap();
+    let commands = [vec!["/addon/start".to_owned()]];
     let around = Surroundings { path: "/bin", python_path: None, workdir: "/" };
-    let found = programs::of(&manifest.entrypoints, &trees, around);
+    let found = programs::of(&commands, &trees, around);
     assert!(found.together.is_empty());
     let names: Vec<_> = found.ahead.iter().map(|path| path.display().to_string()).collect();
     assert_eq!(names[..5], ["etc/passwd", "etc/group", "etc/ld.so.cache", "addon/start", "bin/dash"]);

@@ -299,7 +299,7 @@ impl Acquisition<'_> {
             if let Some(place) = search.look(found.index())? {
                 let bytes = read_manifest(found, &place).await?;
                 let refused_under = admit::refused_under(&self.rooms.policy, self.spec, &admitted);
-                let addon = admit::addon(admitted, &bytes)?;
+                let addon = admit::addon(admitted, &documents.config, &bytes)?;
                 let config = Arc::new(documents.config.clone());
                 let annotations = &documents.manifest.annotations;
                 let candidate = Candidate::new(

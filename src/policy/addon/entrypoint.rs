@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::fields::{Fields, Report, string};
-use super::parse::executor;
-use super::{Entrypoint, FIXED_NAMES, Network, Resources};
+use super::classic::executor;
+use super::fields::{Fields, Report, ambiguous_numbers, string};
+use super::{Entrypoint, FIXED_NAMES, Network, Program, Resources};
 use crate::policy::arguments::{ArgSpec, is_reserved};
 use crate::policy::code::Denied;
 use crate::policy::rules::Profile;
-use crate::policy::yaml::{Kind, join};
+use crate::policy::yaml::{Kind, Node, join};
 use crate::policy::{duration, quantity};
 
-const KEYS: [&str; 11] = [
+pub(super) const KEYS: [&str; 11] = [
     "id",
     "name",
     "description",
@@ -27,7 +27,7 @@ const KEYS: [&str; 11] = [
 ];
 
 /// Longest `id` in bytes; it is a directory name, and half of one (255) leaves room for suffixes.
-const MAX_ID: usize = 128;
+pub(super) const MAX_ID: usize = 128;
 
 /// Reads one; `None` if it cannot be used, with the reasons in the report.
 pub(super) fn entrypoint(fields: Fields<'_>, report: &mut Report) -> Option<Entrypoint> {
@@ -53,7 +53,7 @@ pub(super) fn entrypoint(fields: Fields<'_>, report: &mut Report) -> Option<Entr
         name: name.unwrap_or_else(|| id.clone()),
         id,
         description,
-        command: command?,
+        program: Program::Command(command?),
         argspec: Arc::new(argspec?),
         resources,
         env,
@@ -84,9 +84,14 @@ fn id(fields: Fields<'_>, report: &mut Report) -> Option<String> {
         );
         return None;
     }
+    not_fixed(id, node, &pointer, report)
+}
+
+/// The id, if it is none of the names that every add-on's folder has.
+pub(super) fn not_fixed(id: String, node: &Node, pointer: &str, report: &mut Report) -> Option<String> {
     if FIXED_NAMES.contains(&id.as_str()) {
         let message = format!("id {id:?} is the name of a file that every add-on's folder has");
-        report.problem(node, &pointer, message, "choose another id");
+        report.problem(node, pointer, message, "choose another id");
         return None;
     }
     Some(id)
@@ -134,17 +139,7 @@ fn words(line: &str) -> String {
 fn argspec(fields: Fields<'_>, report: &mut Report) -> Option<ArgSpec> {
     let Some((node, pointer)) = fields.get("argspec") else { return Some(ArgSpec::none()) };
     let before = report.problems.len();
-    node.walk(&pointer, &mut |pointer, number| {
-        if let Some(literal) = number.ambiguous_number() {
-            let message = format!("{literal} means different numbers to different readers of YAML");
-            report.problem(
-                number,
-                pointer,
-                message,
-                "quote it if it is text, or write it without leading zeros",
-            );
-        }
-    });
+    ambiguous_numbers(node, &pointer, report);
     match ArgSpec::compile(node.to_json()) {
         Ok(argspec) if report.problems.len() == before => Some(argspec),
         Ok(_) => None,
