@@ -265,6 +265,87 @@ fn secrets_leave_the_process_list() {
     assert!(!text(&output.stderr).contains("hunter"));
 }
 
+/// The arguments that a `run` with these words, and this on its stdin, would start with; or its refusal.
+fn arguments(folder: &JobFolder, words: &[&str], stdin: &str) -> Result<serde_json::Value, String> {
+    folder.answer("ctl", Answer::reply("{}\n"));
+    let before = folder.said().len();
+    let mut child = Guarded::spawn(folder.command("plan").args(words));
+    child.0.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    let output = child.output();
+    match folder.said().get(before) {
+        Some(line) => Ok(serde_json::from_str(line.strip_prefix("ctl plan ").unwrap()).unwrap()),
+        None => Err(text(&output.stderr)),
+    }
+}
+
+#[test]
+fn files_are_put_in_the_place_of_their_names() {
+    use serde_json::json;
+    let folder = JobFolder::mount(ARGSPEC);
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str| files.path().join(name).display().to_string();
+    fs::write(path("token"), "hun\"ter\\2\n").unwrap();
+    fs::write(path("empty"), "").unwrap();
+    fs::write(path("binary"), b"\xff").unwrap();
+    fs::write(path("large"), vec![b'x'; (1 << 20) + 1]).unwrap();
+    fs::write(path("od d"), "odd").unwrap();
+    let (token, empty) = (format!("api_token={}", path("token")), format!("x={}", path("empty")));
+    let joined = format!("--arg-file={token}");
+    let secret = "hun\"ter\\2\n";
+    let word = format!("--api_token={secret}");
+    let reference =
+        |name: &str| json!({"api_token": {"$file": path(name)}, "n": [1, {"$file": "x"}]}).to_string();
+    let escaped = reference("od d").replace('/', "\\/").replace("od d", "od\\u0020d");
+    let cases: [(&[&str], &str, serde_json::Value); 10] = [
+        (&["--arg-file", &token, "a=b"], "", json!([word, "a=b"])),
+        (&["a=b", &joined, "--arg-file", &empty], "", json!(["a=b", word, "--x="])),
+        (&["--", "--arg-file", "x"], "", json!(["--", "--arg-file", "x"])),
+        (&["-p", "secure", "--arg-file", &token], "", json!([word])),
+        (&["--args-json", "{ }", "--arg-file", &token], "", json!({"api_token": secret})),
+        (&["--arg-file", &token, "--args-json", "-"], "{\"a\": 1}", json!({"a": 1, "api_token": secret})),
+        (&["--args-json", &reference("token")], "", json!({"api_token": secret, "n": [1, {"$file": "x"}]})),
+        (&["--args-json", &escaped], "", json!({"api_token": "odd", "n": [1, {"$file": "x"}]})),
+        (&["--args-json", "-"], &reference("empty"), json!({"api_token": "", "n": [1, {"$file": "x"}]})),
+        // Not a reference: for the daemon to refuse.
+        (&["--args-json", r#"{"a":{"$file":1}}"#], "", json!({"a": {"$file": 1}})),
+    ];
+    for (words, stdin, expected) in cases {
+        let found = match words.contains(&"-p") {
+            // The profile stands between verb and arguments.
+            true => {
+                let output = folder.command("plan").args(words).output().unwrap();
+                assert!(output.status.success(), "{}", text(&output.stderr));
+                let line = folder.said().last().unwrap().clone();
+                serde_json::from_str(line.strip_prefix("ctl plan -p secure ").unwrap()).unwrap()
+            }
+            false => arguments(&folder, words, stdin).unwrap(),
+        };
+        assert_eq!(found, expected, "{words:?}");
+    }
+    let refused: [(&[&str], &str); 8] = [
+        (&["--arg-file"], "NAME=PATH"),
+        (&["--arg-file", "token"], "NAME=PATH"),
+        (&["--arg-file", "x=/no/such"], "cannot open /no/such: no such file"),
+        (&["--arg-file", &format!("x={}", path("binary"))], "is not UTF-8"),
+        (&["--arg-file", &format!("x={}", path("large"))], "larger than 1 MiB"),
+        (&["--arg-file", "x=/"], "cannot read /: is a directory"),
+        (&["--args-json", "[]", "--arg-file", &token], "wants an object"),
+        (&["--args-json", r#"{"api_token":"x"}"#, "--arg-file", &token], "given twice"),
+    ];
+    for (words, reason) in refused {
+        let words_of_it = arguments(&folder, words, "").unwrap_err();
+        assert!(words_of_it.contains(reason), "{words:?}: {words_of_it}");
+        let output = folder.command("run").args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{words:?}");
+        assert!(folder.runs().is_empty(), "a run was made for {words:?}");
+    }
+    // Nothing of it is a secret on the command line, so nobody is warned.
+    let output = folder.command("plan").args(["--arg-file", &token]).output().unwrap();
+    assert_eq!(text(&output.stderr), "");
+    let output = folder.command("plan").args(["--args-json", &reference("token")]).output().unwrap();
+    assert_eq!(text(&output.stderr), "");
+}
+
 #[test]
 fn plan_asks_and_runs_nothing() {
     let folder = JobFolder::mount(ARGSPEC);

@@ -7,12 +7,14 @@ use clap::{Parser, Subcommand};
 use super::build::BuildArgs;
 use super::cache::CacheArgs;
 use super::cancel::CancelArgs;
+use super::completion::CompletionArgs;
 use super::explain::PolicyArgs;
 use super::index::IndexArgs;
 use super::init::InitArgs;
 use super::jobs::JobsArgs;
 use super::keygen::KeygenArgs;
 use super::logs::LogsArgs;
+use super::man::ManArgs;
 use super::mount::MountArgs;
 use super::plan::PlanArgs;
 use super::profile::ProfileArgs;
@@ -25,6 +27,7 @@ use super::schema::SchemaArgs;
 use super::sign::SignArgs;
 use super::sources::SourcesArgs;
 use super::status::StatusArgs;
+use super::test::TestArgs;
 use super::umount::UmountArgs;
 use super::validate::ValidateArgs;
 use super::verify::VerifyArgs;
@@ -56,6 +59,7 @@ pub(crate) enum Command {
     Init(InitArgs),
     Validate(ValidateArgs),
     Schema(SchemaArgs),
+    Test(Box<TestArgs>),
     Build(Box<BuildArgs>),
     Push(PushArgs),
     Keygen(KeygenArgs),
@@ -70,6 +74,8 @@ pub(crate) enum Command {
     Runs(RunsArgs),
     Logs(LogsArgs),
     Cancel(CancelArgs),
+    Completion(CompletionArgs),
+    Man(ManArgs),
 }
 
 /// Our own program started again in another role; never typed by hand.

@@ -38,6 +38,37 @@ use layer::BuiltLayer;
 use programs::Starts;
 use tree::{Times, Tree};
 
+/// What an add-on's folder is put on, and how its jobs start.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct BaseArgs {
+    /// An image to put below: REF or oci:PATH[:TAG]
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+    /// A folder whose files go to /, below /addon
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+    /// Who runs the jobs: a name or uid[:gid]
+    #[arg(long)]
+    user: Option<String>,
+    /// The working directory of the jobs
+    #[arg(long, value_name = "PATH")]
+    workdir: Option<String>,
+    /// The image's ENTRYPOINT, one word each time: what jobs of a flwd.addon/v1 manifest start, with their id as first
+    /// argument
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    entrypoint: Vec<String>,
+    /// A variable for the jobs; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Use plain http for the base's registry, or do not check its certificate
+    #[arg(long)]
+    insecure: bool,
+    /// The configuration whose `registries` hold [default: /etc/addonfs/addonfs.yaml, for users
+    /// $XDG_CONFIG_HOME/addonfs/addonfs.yaml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
 /// Build an add-on image from a folder.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -60,25 +91,8 @@ pub(crate) struct BuildArgs {
     /// The layout to write to, made if there is none: oci:PATH[:TAG]
     #[arg(long, value_name = "oci:PATH")]
     output: String,
-    /// An image to put below: REF or oci:PATH[:TAG]
-    #[arg(long, value_name = "REF")]
-    base: Option<String>,
-    /// A folder whose files go to /, below /addon
-    #[arg(long, value_name = "DIR")]
-    rootfs: Option<PathBuf>,
-    /// Who runs the jobs: a name or uid[:gid]
-    #[arg(long)]
-    user: Option<String>,
-    /// The working directory of the jobs
-    #[arg(long, value_name = "PATH")]
-    workdir: Option<String>,
-    /// The image's ENTRYPOINT, one word each time: what jobs of a flwd.addon/v1 manifest start, with their id as first
-    /// argument
-    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
-    entrypoint: Vec<String>,
-    /// A variable for the jobs; may be repeated
-    #[arg(long, value_name = "NAME=VALUE")]
-    env: Vec<String>,
+    #[command(flatten)]
+    on: BaseArgs,
     /// An annotation of the manifest, such as org.opencontainers.image.revision; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     annotation: Vec<String>,
@@ -92,33 +106,87 @@ pub(crate) struct BuildArgs {
     /// The platform [default: this host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
-    /// Use plain http for the base's registry, or do not check its certificate
-    #[arg(long)]
-    insecure: bool,
-    /// The configuration whose `registries` hold [default: /etc/addonfs/addonfs.yaml, for users
-    /// $XDG_CONFIG_HOME/addonfs/addonfs.yaml]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// Print the digest and the layers as JSON
     #[arg(short = 'o', value_name = "FORMAT", value_parser = ["json"])]
     output_format: Option<String>,
 }
 
+impl BaseArgs {
+    /// Whether anything is said of an image to be built.
+    pub(crate) fn changes_images(&self) -> bool {
+        let lists = [&self.entrypoint, &self.env];
+        let words = [&self.base, &self.user, &self.workdir];
+        self.rootfs.is_some()
+            || lists.iter().any(|list| !list.is_empty())
+            || words.iter().any(|word| word.is_some())
+    }
+
+    /// The files for `/` are those of an unpacked image.
+    pub(crate) fn unpacked_at(&mut self, folder: &Path) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.base.is_none() && self.rootfs.is_none(),
+            "{} is an unpacked image: --base and --rootfs are for folders of an add-on alone",
+            folder.display()
+        );
+        self.rootfs = Some(folder.to_owned());
+        Ok(())
+    }
+
+    pub(crate) fn insecure(&self) -> bool {
+        self.insecure
+    }
+
+    pub(crate) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
 /// Runs the command.
 pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
-    let Some(manifest) = checked_manifest(&args.dir)? else { return Ok(ExitCode::FAILURE) };
-    let target = target(&args)?;
-    let (settings, mut annotations) = (Settings::from_args(&args)?, annotations(&args, &manifest)?);
-    for folder in [Some(&args.dir), args.rootfs.as_ref()].into_iter().flatten() {
+    let Some((image, layers)) = build(&args).await? else { return Ok(ExitCode::FAILURE) };
+    report(&args, image, &layers);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the folder `dir` on `on`, as the only image of a new layout; nothing if the manifest is not valid, with its
+/// problems on stderr.
+pub(crate) async fn to_layout(
+    dir: PathBuf,
+    on: BaseArgs,
+    layout: &Path,
+) -> anyhow::Result<Option<PinnedRef>> {
+    let args = BuildArgs {
+        dir,
+        tag: None,
+        output: format!("oci:{}", layout.display()),
+        on,
+        annotation: Vec::new(),
+        layer_format: LayerFormat::Estargz,
+        first: None,
+        platform: None,
+        output_format: None,
+    };
+    Ok(build(&args).await?.map(|(image, _)| image))
+}
+
+/// The image and its new layers, each with what it is.
+type Built = (PinnedRef, Vec<(BuiltLayer, &'static str)>);
+
+/// Builds; nothing if the manifest is not valid, with its problems on stderr.
+async fn build(args: &BuildArgs) -> anyhow::Result<Option<Built>> {
+    let Some(manifest) = checked_manifest(&args.dir)? else { return Ok(None) };
+    let target = target(args)?;
+    let (settings, mut annotations) = (Settings::from_args(args)?, annotations(args, &manifest)?);
+    for folder in [Some(&args.dir), args.on.rootfs.as_ref()].into_iter().flatten() {
         stays_outside(&target.location, folder)?;
     }
     let epoch = source_date_epoch()?;
     let created = epoch.unwrap_or(0);
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
-    let options = registry_access::options(args.insecure, args.config.as_deref())?;
+    let options = registry_access::options(args.on.insecure, args.on.config.as_deref())?;
     let sink = sink::open(&target.location, &options)?;
 
-    let mut draft = match &args.base {
+    let mut draft = match &args.on.base {
         None => Draft::scratch(&platform),
         Some(base) => {
             let base: ImageRef = base.parse()?;
@@ -130,8 +198,10 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
         }
     };
     draft.apply(&settings, created)?;
-    manifest.check_image(&ImageConfig::parse(&draft.config()?.1)?)?;
-    let layers = layers(&args, &manifest, &settings, epoch)?;
+    let config = ImageConfig::parse(&draft.config()?.1)?;
+    manifest.check_image(&config)?;
+    let commands: Vec<_> = manifest.entrypoints.iter().map(|entry| entry.argv(&config)).collect();
+    let layers = layers(args, &commands, &settings, epoch)?;
     for (built, what) in &layers {
         sink.put_blob(&built.descriptor, BlobContent::file(built.file.path())).await?;
         draft.add_layer(built, &format!("addonfs build: {what}"), created)?;
@@ -141,14 +211,13 @@ pub(crate) async fn run(args: BuildArgs) -> anyhow::Result<ExitCode> {
     sink.put_blob(&config, BlobContent::bytes(config_bytes)).await?;
     let bytes = draft.manifest(&config)?;
     let digest = sink.put_manifest(OCI_MANIFEST, bytes.into(), target.tag.as_deref()).await?;
-    report(&args, PinnedRef { location: target.location, tag: target.tag, digest }, &layers);
-    Ok(ExitCode::SUCCESS)
+    Ok(Some((PinnedRef { location: target.location, tag: target.tag, digest }, layers)))
 }
 
 /// The new layers, the lower one first, and what they are.
 fn layers(
     args: &BuildArgs,
-    manifest: &AddonManifest,
+    commands: &[Vec<String>],
     settings: &Settings,
     epoch: Option<u64>,
 ) -> anyhow::Result<Vec<(BuiltLayer, &'static str)>> {
@@ -156,7 +225,7 @@ fn layers(
     let reserved: &[&str] = if args.layer_format == LayerFormat::Estargz { &estargz::OWN_NAMES } else { &[] };
     let mut trees = Vec::new();
     let mut names = Vec::new();
-    if let Some(rootfs) = &args.rootfs {
+    if let Some(rootfs) = &args.on.rootfs {
         trees.push(Tree::walk(rootfs, "", reserved, Times::Own { latest: epoch })?);
         names.push("rootfs");
     }
@@ -175,9 +244,7 @@ fn layers(
     // Only readers with a table of contents gain by it.
     let starts = match args.layer_format {
         LayerFormat::Estargz | LayerFormat::ZstdChunked => {
-            let config = ImageConfig { entrypoint: args.entrypoint.clone(), ..ImageConfig::default() };
-            let commands: Vec<_> = manifest.entrypoints.iter().map(|entry| entry.argv(&config)).collect();
-            programs::of(&commands, &trees, settings.surroundings())
+            programs::of(commands, &trees, settings.surroundings())
         }
         LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::Tar => Starts::default(),
     };

@@ -66,6 +66,11 @@ impl WishArgs {
 pub(crate) struct Tree(PathBuf);
 
 impl MountArg {
+    /// As if it had been typed.
+    pub(crate) fn at(mount: Option<PathBuf>) -> Self {
+        Self { mount }
+    }
+
     /// Becomes a program of the job that is the first of `words`; the result is why that was not possible.
     pub(crate) fn become_job(
         &self,
@@ -132,6 +137,13 @@ impl Tree {
             Value::Array(jobs) => Ok(jobs),
             _ => bail!("{} is not a list", self.room("jobs.json").display()),
         }
+    }
+
+    /// The names of the sources.
+    pub(crate) fn sources(&self) -> anyhow::Result<Vec<String>> {
+        let folder = self.room("sources");
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
     }
 
     /// The runs of a job or of all jobs, as far as the caller may see them, the oldest first.

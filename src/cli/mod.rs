@@ -13,6 +13,7 @@ mod args;
 mod build;
 mod cache;
 mod cancel;
+mod completion;
 mod config;
 mod daemon;
 mod daemon_status;
@@ -27,6 +28,7 @@ mod jobs;
 mod keygen;
 mod logging;
 mod logs;
+mod man;
 mod mount;
 mod mounted;
 mod password;
@@ -45,6 +47,7 @@ mod sources;
 mod status;
 mod subject;
 mod table;
+mod test;
 mod umount;
 mod validate;
 mod verify;
@@ -65,6 +68,7 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
     if let Some(role) = Role::from_words(&texts) {
         return play(role);
     }
+    completion::answer();
     exit::finish(command(Cli::parse_from(words).command))
 }
 
@@ -80,6 +84,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init::run(args),
         Command::Validate(args) => exit::answered(validate::run(args)),
         Command::Schema(args) => schema::run(args),
+        Command::Test(args) => exit::answered(asynchronous(test::run(*args))),
         Command::Build(args) => asynchronous(build::run(*args)),
         Command::Push(args) => asynchronous(push::run(args)),
         Command::Keygen(args) => asynchronous(keygen::run(args)),
@@ -94,6 +99,8 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Runs(args) => runs::run(args),
         Command::Logs(args) => logs::run(args),
         Command::Cancel(args) => cancel::run(args),
+        Command::Completion(args) => completion::run(args),
+        Command::Man(args) => man::run(args),
     }
 }
 

@@ -7,7 +7,7 @@
 //! `"[secret]"` in their place, and no message quotes them.
 //!
 //! [`compile`] checks a schema, [`words`] and [`coerce`] read a command line, [`resolve`] applies defaults and
-//! validates, [`env`](mod@env) and [`help`] present the result and the schema, [`minimal`] makes arguments up.
+//! validates, [`env`](mod@env) and [`help`] present the result and the schema, [`flags`] offers it, [`minimal`] makes arguments up.
 
 use std::fmt;
 
@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 mod coerce;
 mod compile;
 mod env;
+mod flags;
 mod help;
 mod minimal;
 mod resolve;
@@ -24,6 +25,7 @@ mod schema;
 mod words;
 
 pub use env::is_reserved;
+pub use flags::Flag;
 
 /// What stands in place of a secret wherever arguments are shown. Refused as the value of one: it is what a caller
 /// gets back from args.json, and would run the job with the wrong password.

@@ -383,8 +383,11 @@ mod tests {
         assert!("x".repeat(10_000).parse::<ImageRef>().is_err());
     }
 
+    /// Case RP-08, with its decision: who takes `oci://` strips it first.
     #[test]
     fn scheme_is_stripped_only_by_request() {
+        let refused = "oci://ghcr.io/a".parse::<ImageRef>().unwrap_err();
+        assert!(refused.message.contains("must not have a scheme"), "{refused}");
         assert_eq!(strip_scheme("oci://ghcr.io/a"), ("ghcr.io/a", true));
         assert_eq!(strip_scheme("oci:./a"), ("oci:./a", false));
     }

@@ -3,12 +3,8 @@
 /// Deepest nesting that is looked into; the schema was checked by the daemon, which allows 48.
 const MAX_DEPTH: usize = 128;
 
-/// Most bytes that one byte of a string becomes (`\u0001`).
-pub(crate) const MAX_ESCAPED: usize = 6;
-
-/// Appends `text` as a JSON string; the new length. `None` if it does not fit.
-pub(crate) fn push_string(text: &str, into: &mut [u8], mut at: usize) -> Option<usize> {
-    at = push(b"\"", into, at)?;
+/// Appends `text` as the inside of a JSON string; the new length. `None` if it does not fit.
+pub(crate) fn push_escaped(text: &str, into: &mut [u8], mut at: usize) -> Option<usize> {
     for byte in text.bytes() {
         at = match byte {
             b'"' => push(b"\\\"", into, at)?,
@@ -21,7 +17,7 @@ pub(crate) fn push_string(text: &str, into: &mut [u8], mut at: usize) -> Option<
             _ => push(&[byte], into, at)?,
         };
     }
-    push(b"\"", into, at)
+    Some(at)
 }
 
 /// Appends bytes; the new length. `None` if they do not fit.
@@ -56,13 +52,68 @@ pub(crate) fn secrets<'j>(schema: &'j [u8], mut see: impl FnMut(&'j [u8])) -> Op
     })
 }
 
-/// Calls `see` with each key of an object.
-pub(crate) fn keys<'j>(object: &'j [u8], mut see: impl FnMut(&'j [u8])) -> Option<()> {
+/// Calls `see` with key and value of each member of an object, as they are written; its first error ends that. `None`
+/// if the text is not one object.
+pub(crate) fn members<'j>(
+    object: &'j [u8],
+    mut see: impl FnMut(&'j [u8], &'j [u8]) -> Result<(), i32>,
+) -> Option<Result<(), i32>> {
     let mut scan = Scan { text: object, at: 0 };
+    let mut result = Ok(());
     scan.object(|scan, key| {
-        see(key);
+        scan.peek()?;
+        let start = scan.at;
+        scan.skip(MAX_DEPTH)?;
+        let value = scan.text.get(start..scan.at)?;
+        if result.is_ok() {
+            result = see(key, value);
+        }
+        Some(())
+    })?;
+    scan.peek().is_none().then_some(result)
+}
+
+/// The path of `{"$file": "PATH"}`, unescaped into `path`.
+pub(crate) fn file_reference<'p>(value: &[u8], path: &'p mut [u8]) -> Option<&'p [u8]> {
+    let mut scan = Scan { text: value, at: 0 };
+    let (mut found, mut count) = (None, 0);
+    scan.object(|scan, key| {
+        count += 1;
+        if key == b"$file" && scan.peek()? == b'"' {
+            found = Some(scan.string()?);
+            return Some(());
+        }
         scan.skip(MAX_DEPTH)
-    })
+    })?;
+    let len = unescape(found.filter(|_| count == 1)?, path)?;
+    path.get(..len)
+}
+
+/// The inside of a JSON string as its bytes; their number. `None` for what no path needs: surrogates.
+fn unescape(text: &[u8], into: &mut [u8]) -> Option<usize> {
+    let (mut from, mut at) = (0, 0);
+    while let Some(byte) = text.get(from).copied() {
+        from += 1;
+        if byte != b'\\' {
+            at = push(&[byte], into, at)?;
+            continue;
+        }
+        let escaped = text.get(from).copied()?;
+        from += 1;
+        at = match escaped {
+            b'"' | b'\\' | b'/' => push(&[escaped], into, at)?,
+            b'n' => push(b"\n", into, at)?,
+            b't' => push(b"\t", into, at)?,
+            b'u' => {
+                let digits = core::str::from_utf8(text.get(from..from + 4)?).ok()?;
+                from += 4;
+                let letter = char::from_u32(u32::from_str_radix(digits, 16).ok()?)?;
+                push(letter.encode_utf8(&mut [0; 4]).as_bytes(), into, at)?
+            }
+            _ => return None,
+        };
+    }
+    Some(at)
 }
 
 struct Scan<'j> {

@@ -6,8 +6,8 @@
 //! It must not know of the daemon: everything goes through the files of the mount, opened relative to the
 //! folder, and no read of them ever blocks.
 //!
-//! [`entry`] the first instruction, argv; [`place`] which folder and which name; [`words`] hiding and encoding the
-//! arguments; [`run`], [`plan`], [`watch`] (wait and follow) the verbs; [`pump`] growing files to descriptors;
+//! [`entry`] the first instruction, argv; [`place`] which folder and which name; [`words`] hiding the arguments, [`given`]
+//! reading and encoding them; [`run`], [`plan`], [`watch`] (wait and follow) the verbs; [`pump`] growing files to descriptors;
 //! [`control`] the `ctl` conversation; [`signals`]; [`json`], [`text`], [`memory`], [`sys`] the ground.
 
 #![no_std]
@@ -18,6 +18,7 @@
 
 mod control;
 mod entry;
+mod given;
 mod json;
 mod memory;
 mod place;

@@ -2,9 +2,10 @@
 
 use crate::REFUSED;
 use crate::control::{self, MAX_LINE};
+use crate::given::Given;
 use crate::json::push;
 use crate::place::Place;
-use crate::sys::{self, AT_FDCWD, Errno, O_RDONLY, O_RDWR};
+use crate::sys::{Errno, O_RDWR};
 use crate::text::complain;
 use crate::words::{Options, Words};
 
@@ -17,23 +18,12 @@ pub(crate) fn plan(place: &Place, words: Words<'_>) -> i32 {
     if options.help {
         return help(place);
     }
-    let mut line = [0u8; MAX_LINE];
-    let len = match options.json {
-        Some(b"-") => verb(&options, &mut line).and_then(|at| given(0, &mut line, at)),
-        Some(json) => match json.strip_prefix(b"@") {
-            Some(path) => match sys::open(AT_FDCWD, path, O_RDONLY) {
-                Ok(file) => verb(&options, &mut line).and_then(|at| given(file, &mut line, at)),
-                Err(errno) => return complain(&[b"cannot open ", path, b": ", errno.words()]),
-            },
-            None => verb(&options, &mut line).and_then(|at| push_line(json, &mut line, at)),
-        },
-        None => match words.to_json(options.first) {
-            Ok((json, len)) => {
-                verb(&options, &mut line).and_then(|at| push(json.get(..len)?, &mut line, at))
-            }
-            Err(reason) => return complain(&[reason.as_bytes()]),
-        },
+    let given = match Given::take(&words, &options) {
+        Ok(given) => given,
+        Err(code) => return code,
     };
+    let mut line = [0u8; MAX_LINE];
+    let len = verb(&options, &mut line).and_then(|at| push_line(given.bytes(), &mut line, at));
     // A line is below the limit with its newline.
     match len.and_then(|len| push(b"\n", &mut line, len)).filter(|len| *len < MAX_LINE) {
         Some(len) => ask(place, line.get(..len).unwrap_or_default()),
@@ -68,29 +58,13 @@ fn verb(options: &Options<'_>, line: &mut [u8]) -> Option<usize> {
     Some(at)
 }
 
-/// Behind `at` what the descriptor holds.
-fn given(from: i32, line: &mut [u8], mut at: usize) -> Option<usize> {
-    loop {
-        let room = line.get_mut(at..)?;
-        match sys::read(from, room) {
-            Ok(0) if room.is_empty() => return None,
-            Ok(0) => return Some(at),
-            Ok(len) => {
-                unbroken(room.get_mut(..len)?);
-                at += len;
-            }
-            Err(_) => return None,
-        }
-    }
-}
-
 /// `--help` of `run` and `plan`: the job tells it itself.
 pub(crate) fn help(place: &Place) -> i32 {
     match place.open(b"ctl", O_RDWR) {
         Ok(_) => ask(place, b"help\n"),
         // Who may not run the job may still read what it takes.
         Err(Errno::EACCES) => complain(&[
-            b"usage: run [-i] [-p PROFILE] [-l LIMITS] [--args-json JSON|@FILE|-] [--name VALUE ...]; you may not run this job, ",
+            b"usage: run [-i] [-p PROFILE] [-l LIMITS] [--args-json JSON|@FILE|-] [--arg-file NAME=PATH] [--name VALUE ...]; you may not run this job, ",
             b"its arguments are in argspec.json beside it",
         ]),
         Err(errno) => complain(&[b"cannot open the ctl of the job: ", errno.words()]),

@@ -2,14 +2,14 @@
 
 use crate::REFUSED;
 use crate::control;
+use crate::given::Given;
 use crate::memory::Buffer;
 use crate::place::Place;
 use crate::plan::help;
 use crate::pump::{CHUNK, Pump};
 use crate::signals::Signals;
 use crate::sys::{
-    self, AT_FDCWD, Errno, O_DIRECTORY, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY, POLLIN,
-    PollFd,
+    self, Errno, O_DIRECTORY, O_NONBLOCK, O_PATH, O_RDWR, O_TRUNC, O_WRONLY, POLLIN, PollFd,
 };
 use crate::text::{Line, complain};
 use crate::watch::{OUTPUT_PACE, Pace, Run, State};
@@ -30,14 +30,20 @@ pub(crate) fn run(place: &Place, words: Words<'_>) -> i32 {
     if options.help {
         return help(place);
     }
+    // Before there is a run: a file that cannot be read leaves no trace.
+    let given = match Given::take(&words, &options) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
     let (folder, name) = match create(place) {
         Ok(created) => created,
         Err(Errno::EACCES) => return complain(&[b"you may not run this job: its runs/ belongs to a group"]),
         Err(errno) => return complain(&[b"cannot create a run: ", errno.words()]),
     };
-    let started = write_arguments(folder, &words, &options).and_then(|()| start(folder, &options));
+    let started = write_arguments(folder, &given).and_then(|()| start(folder, &options));
     let stdin = options.stdin;
-    // Our copy of the arguments is not needed any more.
+    // Our copies of the arguments are not needed any more.
+    drop(given);
     drop(words);
     match started {
         Ok(ctl) => attend(folder, ctl, stdin),
@@ -74,35 +80,12 @@ fn create(place: &Place) -> Result<(i32, Line), Errno> {
 }
 
 /// Writes args.json; on failure the reason is printed and the exit code returned.
-fn write_arguments(folder: i32, words: &Words<'_>, options: &Options<'_>) -> Result<(), i32> {
+fn write_arguments(folder: i32, given: &Given) -> Result<(), i32> {
     let cannot = |errno: Errno| complain(&[b"cannot write args.json: ", errno.words()]);
     let file = sys::open(folder, b"args.json", O_WRONLY | O_TRUNC).map_err(cannot)?;
-    match options.json {
-        Some(b"-") => copy(0, file).map_err(cannot),
-        Some(json) => match json.strip_prefix(b"@") {
-            Some(path) => {
-                let from = sys::open(AT_FDCWD, path, O_RDONLY)
-                    .map_err(|errno| complain(&[b"cannot open ", path, b": ", errno.words()]))?;
-                copy(from, file).map_err(cannot)
-            }
-            None => write_whole(file, json).map_err(cannot),
-        },
-        None => {
-            let (json, len) =
-                words.to_json(options.first).map_err(|reason| complain(&[reason.as_bytes()]))?;
-            write_whole(file, json.get(..len).unwrap_or_default()).map_err(cannot)
-        }
-    }
-}
-
-fn copy(from: i32, to: i32) -> Result<(), Errno> {
-    let mut buffer = Buffer::new(CHUNK)?;
-    loop {
-        match sys::read(from, &mut buffer)? {
-            0 => return Ok(()),
-            len => write_whole(to, buffer.get(..len).unwrap_or_default())?,
-        }
-    }
+    let written = write_whole(file, given.bytes()).map_err(cannot);
+    sys::close(file);
+    written
 }
 
 fn write_whole(to: i32, mut bytes: &[u8]) -> Result<(), Errno> {

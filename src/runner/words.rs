@@ -4,7 +4,7 @@
 //! hold secrets; those stay stars. Where the argspec cannot be read, all of them stay.
 
 use crate::entry::Start;
-use crate::json::{self, MAX_ESCAPED};
+use crate::json;
 use crate::memory::Buffer;
 use crate::place::Place;
 use crate::sys::{self, Errno, O_RDONLY};
@@ -58,8 +58,13 @@ impl<'s> Words<'s> {
         Ok(Self { start, copy })
     }
 
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.copy.split(|byte| *byte == 0).take(self.start.word_count())
+    }
+
+    /// The options before the job's own words.
+    pub(crate) fn leading(&self, options: &Options<'_>) -> impl Iterator<Item = &[u8]> {
+        self.iter().take(options.first)
     }
 
     /// Reads the options; they end at the first word that is none.
@@ -85,6 +90,11 @@ impl<'s> Words<'s> {
                     options.json = Some(words.next().ok_or("--args-json needs JSON, @FILE or -")?);
                     options.first += 1;
                 }
+                b"--arg-file" => {
+                    words.next().ok_or("--arg-file needs NAME=PATH")?;
+                    options.first += 1;
+                }
+                _ if is_arg_file(word) => {}
                 _ => match word.strip_prefix(b"--args-json=") {
                     Some(json) => options.json = Some(json),
                     None => break,
@@ -99,24 +109,6 @@ impl<'s> Words<'s> {
             return Err("-i and --args-json - both want stdin: use --args-json @FILE");
         }
         Ok(options)
-    }
-
-    /// The job's words as a JSON array in a buffer, and its length.
-    pub(crate) fn to_json(&self, first: usize) -> Result<(Buffer, usize), &'static str> {
-        const TOO_LONG: &str = "no memory for the arguments";
-        // Quotes and a comma for each word, and the brackets.
-        let most = self.iter().skip(first).map(|word| word.len() * MAX_ESCAPED + 3).sum::<usize>() + 3;
-        let mut buffer = Buffer::private(most).map_err(|_| TOO_LONG)?;
-        let mut at = json::push(b"[", &mut buffer, 0).ok_or(TOO_LONG)?;
-        for (index, word) in self.iter().skip(first).enumerate() {
-            let word = core::str::from_utf8(word).map_err(|_| "an argument is not UTF-8")?;
-            if index > 0 {
-                at = json::push(b",", &mut buffer, at).ok_or(TOO_LONG)?;
-            }
-            at = json::push_string(word, &mut buffer, at).ok_or(TOO_LONG)?;
-        }
-        at = json::push(b"]", &mut buffer, at).ok_or(TOO_LONG)?;
-        Ok((buffer, at))
     }
 
     /// Shows the words again that hold no secret, and warns of those that do.
@@ -137,8 +129,13 @@ impl<'s> Words<'s> {
         let mut warn = false;
         // Between a secret's value and the next option: words of a value that lost its quotes.
         let mut after_secret = false;
+        // The name and the path of a file are no secrets.
+        let mut after_arg_file = false;
         for (index, word) in self.iter().enumerate() {
-            let hidden_from = if index < options.first {
+            let is_pair = core::mem::replace(&mut after_arg_file, word == b"--arg-file");
+            let hidden_from = if is_pair {
+                None
+            } else if index < options.first {
                 let inline = options.json == Some(word) || word.starts_with(b"--args-json={");
                 (inline && json_has(word, names)).then_some(0)
             } else {
@@ -169,10 +166,15 @@ impl<'s> Words<'s> {
         if warn {
             complain(&[
                 b"warning: a secret on a command line can be seen by others until it is hidden; ",
-                b"better: --args-json @FILE, or --args-json - and the JSON on stdin",
+                b"better: --arg-file NAME=PATH, --args-json @FILE, or --args-json - and the JSON on stdin",
             ]);
         }
     }
+}
+
+/// `--arg-file NAME=PATH`, in one word or two.
+pub(crate) fn is_arg_file(word: &[u8]) -> bool {
+    word == b"--arg-file" || word.starts_with(b"--arg-file=")
 }
 
 /// Letters only: it becomes a word of a command line.
@@ -207,7 +209,11 @@ fn json_has(word: &[u8], secrets: &[&[u8]]) -> bool {
         return false;
     }
     let mut found = false;
-    let read = json::keys(text, |key| found |= secrets.contains(&key));
+    let mut path = [0u8; sys::PATH_MAX];
+    let read = json::members(text, |key, value| {
+        found |= secrets.contains(&key) && json::file_reference(value, &mut path).is_none();
+        Ok(())
+    });
     found || read.is_none()
 }
 

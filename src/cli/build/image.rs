@@ -47,20 +47,20 @@ impl Settings {
 
     /// Checks the words.
     pub(super) fn from_args(args: &BuildArgs) -> anyhow::Result<Self> {
-        if let Some(workdir) = &args.workdir {
+        if let Some(workdir) = &args.on.workdir {
             anyhow::ensure!(
                 workdir.starts_with('/'),
                 "--workdir {workdir:?} must be an absolute path in the image"
             );
         }
         let mut env = Vec::new();
-        for pair in &args.env {
+        for pair in &args.on.env {
             let (name, value) = pair.split_once('=').with_context(|| format!("--env {pair:?} has no '='"))?;
             anyhow::ensure!(!name.is_empty(), "--env {pair:?} has no name");
             env.push((name.to_owned(), value.to_owned()));
         }
-        let (user, workdir) = (args.user.clone(), args.workdir.clone());
-        Ok(Self { user, workdir, entrypoint: args.entrypoint.clone(), env })
+        let (user, workdir) = (args.on.user.clone(), args.on.workdir.clone());
+        Ok(Self { user, workdir, entrypoint: args.on.entrypoint.clone(), env })
     }
 }
 

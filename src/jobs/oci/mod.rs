@@ -36,3 +36,4 @@ mod userns;
 mod waiting;
 
 pub use executor::{OciExecutor, OciOptions};
+pub use user::{JobUser, resolve as resolve_user};

@@ -16,12 +16,15 @@ const GROUPS_MAX: usize = 1024;
 
 /// The user of a job's process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct JobUser {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) groups: Vec<u32>,
+pub struct JobUser {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
     /// The home directory of the passwd file.
-    pub(super) home: Option<String>,
+    pub home: Option<String>,
 }
 
 impl JobUser {
@@ -32,7 +35,7 @@ impl JobUser {
 }
 
 /// Resolves `USER` (`""`, `name`, `uid`, `name:group`, `uid:gid` and mixtures).
-pub(super) fn resolve(rootfs: BorrowedFd<'_>, user: &str) -> Result<JobUser, String> {
+pub fn resolve(rootfs: BorrowedFd<'_>, user: &str) -> Result<JobUser, String> {
     if matches!(user, "0:0") {
         return Ok(JobUser::root());
     }

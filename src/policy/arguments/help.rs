@@ -22,7 +22,7 @@ impl ArgSpec {
             rows.iter().filter(|row| row.required).map(|row| format!(" {}", row.form)).collect();
         let optional = if rows.iter().any(|row| !row.required) { " [argument ...]" } else { "" };
         let _ = writeln!(text, "usage: {program} [-i]{usage}{optional}");
-        let _ = writeln!(text, "       {program} [-i] --args-json JSON|@FILE|-");
+        let _ = writeln!(text, "       {program} [-i] --args-json JSON|@FILE|- [--arg-file NAME=PATH ...]");
         if let Some(description) = self.schema.get("description").and_then(Value::as_str) {
             let _ = write!(text, "\n{}\n", printable(description));
         }
@@ -40,10 +40,11 @@ impl ArgSpec {
         }
         text.push_str(
             "\nAn argument is --name VALUE, --name=VALUE or name=VALUE; - and _ are equal in names. Lists are comma-split or\n\
-             repeated, objects are repeated k=v or JSON. -i passes stdin on to the job.\n",
+             repeated, objects are repeated k=v or JSON. --arg-file NAME=PATH gives the content of a file that you may read, and\n\
+             so does {\"$file\": \"PATH\"} as a value in JSON. -i passes stdin on to the job.\n",
         );
         if !self.secrets.is_empty() {
-            text.push_str("Better than a secret on the command line: --args-json @FILE, or --args-json - and the JSON on stdin.\n");
+            text.push_str("Better than a secret on the command line: --arg-file NAME=PATH, --args-json @FILE, or - and the JSON on stdin.\n");
         }
         text
     }
@@ -116,7 +117,7 @@ fn metavariable(schema: &Value, types: &[&str]) -> &'static str {
     }
 }
 
-fn type_words(root: &Value, schema: &Value, types: &[&str]) -> String {
+pub(super) fn type_words(root: &Value, schema: &Value, types: &[&str]) -> String {
     let format = schema.get("format").and_then(Value::as_str).filter(|format| *format != "secret");
     let words = match types {
         ["array"] => {

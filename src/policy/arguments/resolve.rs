@@ -71,9 +71,14 @@ impl ArgSpec {
         });
     }
 
-    /// What no schema can say: a mask is no secret, and a variable holds no NUL.
+    /// What no schema can say: a mask is no secret, a variable holds no NUL, and a file is read by who names it.
     fn check_values(&self, values: &Map<String, Value>, problems: &mut Vec<ArgumentProblem>) {
         for (name, value) in values {
+            if value.get("$file").is_some() {
+                let message = "$file stands for a file's content where `run` and `plan` are executed, which read it \
+                               with the caller's rights: give the value itself here";
+                problems.push(ArgumentProblem::new(name.as_str(), message));
+            }
             let Value::String(text) = value else { continue };
             if self.secrets.contains(name) {
                 if text == MASK {
