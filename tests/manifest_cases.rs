@@ -374,11 +374,11 @@ fn v1_becomes_the_same_model() {
     assert_eq!(extends.warnings[0].pointer, "/jobs/0/extends");
 }
 
+/// Arguments, and the variables that they become.
+type Resolved = (Result<Arguments, Vec<ArgumentProblem>>, Vec<(String, String)>);
+
 /// Words to the arguments of the only job of a v1 manifest with this argument.
-fn resolve(
-    argument: &str,
-    words: &[&str],
-) -> (Result<Arguments, Vec<ArgumentProblem>>, Vec<(String, String)>) {
+fn resolve(argument: &str, words: &[&str]) -> Resolved {
     let text = v("{name: input, type: string}", argument);
     let manifest = AddonManifest::parse(text.as_bytes()).unwrap();
     let spec = &manifest.entrypoints[0].argspec;

@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use elf::ElfBytes;
+use elf::ElfStream;
 use elf::abi::{EM_AARCH64, EM_X86_64, PT_INTERP};
 use elf::endian::AnyEndian;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2};
@@ -16,8 +17,10 @@ use crate::jobs::oci::{JobUser, resolve_user};
 use crate::policy::image::ImageConfig;
 use crate::policy::image_config::DEFAULT_PATH;
 
-/// Of a program as much is read: its headers are in front, and the `#!` line has at most 256 bytes.
-const HEAD: u64 = 1 << 20;
+/// Longest `#!` line, as the kernel reads it (BINPRM_BUF_SIZE).
+const HEAD: u64 = 256;
+/// Longest path of a loader.
+const MAX_PATH: usize = 4096;
 
 /// A mounted image.
 #[derive(Debug)]
@@ -119,19 +122,18 @@ impl Image {
             let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
             return self.check_script(program, &String::from_utf8_lossy(line), path, may_be_script);
         }
-        let Ok(elf) = ElfBytes::<AnyEndian>::minimal_parse(&head) else {
+        let file = reopened(&found).map_err(|error| format!("{program} cannot be read: {error}"))?;
+        let Ok(elf) = ElfStream::<AnyEndian, _>::open_stream(file) else {
             return Err(format!("{program} is neither a program nor a script that begins with #!"));
         };
         let ours = if cfg!(target_arch = "aarch64") { EM_AARCH64 } else { EM_X86_64 };
         if elf.ehdr.e_machine != ours {
             return Err(format!("{program} is built for another processor"));
         }
-        let interpreter = elf.segments().and_then(|all| all.iter().find(|part| part.p_type == PT_INTERP));
-        let interpreter = interpreter.and_then(|part| {
-            let start = usize::try_from(part.p_offset).ok()?;
-            let len = usize::try_from(part.p_filesz).ok()?;
-            let text = head.get(start..start.checked_add(len)?)?;
-            Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
+        let interpreter = elf.segments().iter().find(|part| part.p_type == PT_INTERP).and_then(|part| {
+            let mut path = vec![0; usize::try_from(part.p_filesz).ok().filter(|len| *len <= MAX_PATH)?];
+            reopened(&found).ok()?.read_exact_at(&mut path, part.p_offset).ok()?;
+            Some(String::from_utf8_lossy(&path).trim_end_matches('\0').to_owned())
         });
         match interpreter {
             Some(loader) if self.find(&loader).is_err() => {
@@ -222,8 +224,12 @@ impl Image {
 const R: u32 = 4;
 const X: u32 = 1;
 
+fn reopened(found: &Found) -> std::io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", found.fd.as_raw_fd()))
+}
+
 fn head(found: &Found) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(format!("/proc/self/fd/{}", found.fd.as_raw_fd()))?.take(HEAD).read_to_end(&mut bytes)?;
+    reopened(found)?.take(HEAD).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
