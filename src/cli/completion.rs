@@ -66,7 +66,7 @@ fn command(words: &[OsString]) -> Command {
         .collect();
     let mount = value_of("--mount", &typed);
     let mut command = Cli::command();
-    if let Some((of, job)) = job_of(&typed)
+    if let Some((of, job)) = job_of(&typed, &command)
         && let Some(spec) = tree(&mount).and_then(|tree| argspec(&tree, job))
     {
         command = command.mut_subcommand(of, |command| of_job(command, &spec));
@@ -135,12 +135,17 @@ fn shown(words: &str) -> String {
 }
 
 /// The command and the job of `run [options] JOB …`, once the job is behind the cursor's word.
-fn job_of(typed: &[String]) -> Option<(&str, &str)> {
+fn job_of<'t>(typed: &'t [String], cli: &Command) -> Option<(&'t str, &'t str)> {
     let (of, rest) = typed.split_first().filter(|(of, _)| matches!(of.as_str(), "run" | "plan"))?;
+    let options = cli.find_subcommand(of)?;
+    let takes_value = |option: &str| {
+        let known = options.get_arguments().find(|arg| arg.get_long() == option.strip_prefix("--"));
+        known.is_some_and(|arg| arg.get_action().takes_values())
+    };
     let mut words = rest.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
-            "--mount" | "--profile" => {
+            option if option.starts_with("--") && takes_value(option) => {
                 words.next();
             }
             option if option.starts_with('-') => {}
@@ -196,6 +201,8 @@ fn option(flag: Flag) -> Arg {
 mod tests {
     use std::ffi::OsString;
 
+    use clap::CommandFactory as _;
+
     use super::{VARIABLE, command, job_of};
 
     fn words(line: &str) -> Vec<String> {
@@ -204,10 +211,12 @@ mod tests {
 
     #[test]
     fn the_job_is_what_follows_our_options() {
-        assert_eq!(job_of(&words("run a/b ")), Some(("run", "a/b")));
-        assert_eq!(job_of(&words("plan --mount /m --profile secure a/b --x")), Some(("plan", "a/b")));
+        let cli = super::Cli::command();
+        assert_eq!(job_of(&words("run a/b "), &cli), Some(("run", "a/b")));
+        let line = words("plan --mount /m --profile=secure --limits cpu=1 a/b --x");
+        assert_eq!(job_of(&line, &cli), Some(("plan", "a/b")));
         for none in ["run a/b", "run --mount /m", "logs a/b x", ""] {
-            assert_eq!(job_of(&words(none)), None, "{none}");
+            assert_eq!(job_of(&words(none), &cli), None, "{none}");
         }
         assert!(VARIABLE.starts_with("ADDONFS_"));
     }

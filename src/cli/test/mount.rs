@@ -5,6 +5,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value};
@@ -20,7 +21,14 @@ const SOURCE: &str = "test";
 #[derive(Debug)]
 pub(super) struct Mount {
     dir: tempfile::TempDir,
+    /// `addonfs mount` was started and has not ended: it may come up still.
+    starting: bool,
 }
+
+/// How long a mount that was interrupted while it started may take to appear.
+const APPEARS: Duration = Duration::from_secs(3);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl Mount {
     /// The folder; nothing is mounted yet.
@@ -28,7 +36,7 @@ impl Mount {
         let dir = tempfile::Builder::new().prefix("addonfs-test-").tempdir()?;
         // A job of another user must reach its root file system.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
-        Ok(Self { dir })
+        Ok(Self { dir, starting: false })
     }
 
     /// Where the image belongs.
@@ -46,10 +54,11 @@ impl Mount {
     }
 
     /// Mounts the image of the layout.
-    pub(super) async fn up(&self, image: &Digest) -> anyhow::Result<()> {
+    pub(super) async fn up(&mut self, image: &Digest) -> anyhow::Result<()> {
         let config = self.dir.path().join("addonfs.yaml");
         let text = serde_json::json!({
             "cache": {"keep_free": 0},
+            "http": {"socket": "none"},
             "policy": {"profile": "secure", "verify_signatures": "disabled", "allowed_registries": ["oci-layout"]},
             "sources": [{
                 "name": SOURCE,
@@ -64,7 +73,9 @@ impl Mount {
         mount.args(["mount", "--strict", "--config"]).arg(&config);
         mount.arg("--state-dir").arg(self.dir.path().join("state"));
         mount.arg("--cache-dir").arg(self.dir.path().join("cache")).arg(self.at());
+        self.starting = true;
         let output = mount.output().await?;
+        self.starting = false;
         let words = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             bail!("the add-on cannot be mounted: {}", words.trim());
@@ -131,6 +142,10 @@ impl Mount {
 
     /// Cancels what runs, unmounts, and removes everything.
     pub(super) async fn take_down(self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while self.starting && !mounted::is_mounted(&self.at()) && begun.elapsed() < APPEARS {
+            tokio::time::sleep(LOOK).await;
+        }
         if mounted::is_mounted(&self.at()) {
             let output = self.addonfs().arg("umount").arg("--cancel").arg(self.at()).output().await?;
             if !output.status.success() {
