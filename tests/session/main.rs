@@ -9,6 +9,7 @@ mod commands;
 mod crash;
 mod images;
 mod indexes;
+mod interfaces;
 mod jobs;
 mod network;
 mod policy;
