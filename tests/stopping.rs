@@ -98,6 +98,36 @@ fn a_stop_during_the_start_takes_the_mount_down() {
     }
 }
 
+/// A service manager terminates everything of the control group, and the spawner may hear of it first.
+#[test]
+fn a_stop_that_every_process_hears_takes_the_mount_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Foreground::start(dir.path());
+    let images = daemon.point.join(".addonfs/xattr-images");
+    until("no daemon answered", || mount::connection_of(&images).is_some());
+    let mut all = descendants(daemon.pid().as_raw());
+    let spawner = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "addonfs-spawner\n")
+    };
+    all.sort_by_key(|pid| !spawner(pid));
+    assert!(all.first().is_some_and(spawner), "no spawner among {all:?}");
+    for pid in all {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    until("it did not end", || daemon.holder.try_wait().unwrap().is_some());
+    assert!(!daemon.is_mounted(), "a mount without a daemon stays behind");
+}
+
+/// A process and all below it.
+fn descendants(of: i32) -> Vec<i32> {
+    let children = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten();
+    let children = children.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
+    let children: Vec<i32> = children
+        .flat_map(|c| c.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    std::iter::once(of).chain(children.into_iter().flat_map(descendants)).collect()
+}
+
 /// A service manager's HUP, with no terminal that could hang up, means the configuration.
 #[test]
 fn a_hangup_without_a_terminal_reads_the_configuration_again() {

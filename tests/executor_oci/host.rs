@@ -187,6 +187,14 @@ impl Host {
     }
 }
 
+/// Whether a process lives whose command line has these words, each ended by NUL but the last.
+pub(crate) fn running(command: &str) -> bool {
+    let processes = fs::read_dir("/proc").expect("proc").flatten();
+    processes.into_iter().any(|p| {
+        fs::read(p.path().join("cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains(command))
+    })
+}
+
 /// Existing control groups of this name.
 pub(crate) fn control_groups(name: &str) -> Vec<String> {
     let tops = fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten().map(|e| e.path());

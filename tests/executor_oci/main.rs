@@ -2,6 +2,7 @@
 
 mod ends;
 mod host;
+mod hostile;
 mod inside;
 mod kept;
 mod measure;

@@ -2,6 +2,7 @@
 //! ordinary program of the host would, so a job never sees the host's interfaces and needs no bridge and no rules.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +16,11 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const PASTA_DNS: &str = "169.254.1.53";
 /// Where slirp4netns answers name queries (its manual: the third address of 10.0.2.0/24).
 const SLIRP_DNS: &str = "10.0.2.3";
+
+/// What a tool says goes here, in the room of the run, which is bounded.
+const LOG: &str = "network.log";
+/// Most that is read of it.
+const LOG_MAX: u64 = 16 << 10;
 
 /// A tool of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,13 +71,14 @@ impl UserNetwork {
     pub(super) fn start(tool: &Tool, namespace: &Path, dir: &Path) -> Result<Self, String> {
         match tool.kind {
             Kind::Slirp4netns => {
-                Self::wait_ready(slirp4netns(tool, namespace, dir)?, &dir.join("slirp.ready"))
+                Self::wait_ready(slirp4netns(tool, namespace, dir)?, &dir.join("slirp.ready"), &dir.join(LOG))
             }
             Kind::Pasta => {
                 let ready = dir.join("pasta.pid");
-                let as_nobody = Self::wait_ready(pasta(tool, namespace, &ready, false)?, &ready);
+                let log = dir.join(LOG);
+                let as_nobody = Self::wait_ready(pasta(tool, namespace, &ready, false)?, &ready, &log);
                 // Older versions give up root before they enter a namespace that belongs to root.
-                as_nobody.or_else(|_| Self::wait_ready(pasta(tool, namespace, &ready, true)?, &ready))
+                as_nobody.or_else(|_| Self::wait_ready(pasta(tool, namespace, &ready, true)?, &ready, &log))
             }
         }
     }
@@ -81,8 +88,8 @@ impl UserNetwork {
         i32::try_from(self.child.id()).unwrap_or_default()
     }
 
-    fn wait_ready(command: Command, ready: &Path) -> Result<Self, String> {
-        let mut command = command;
+    fn wait_ready(mut command: Command, ready: &Path, log: &Path) -> Result<Self, String> {
+        command.stderr(fs::File::create(log).map_or_else(|_| Stdio::null(), Stdio::from));
         let name = command.get_program().display().to_string();
         let child = command.spawn().map_err(|e| format!("cannot start {name}: {e}"))?;
         let mut network = Self { child };
@@ -92,7 +99,10 @@ impl UserNetwork {
                 return Ok(network);
             }
             if let Ok(Some(status)) = network.child.try_wait() {
-                return Err(format!("{name} could not connect the job's network: {status}"));
+                return Err(format!(
+                    "{name} could not connect the job's network: {status}{}",
+                    last_words(log)
+                ));
             }
             if Instant::now() > until {
                 return Err(format!(
@@ -103,6 +113,16 @@ impl UserNetwork {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// What the tool said last, as an appendix.
+fn last_words(log: &Path) -> String {
+    let mut text = String::new();
+    let _ = fs::File::open(log).and_then(|file| file.take(LOG_MAX).read_to_string(&mut text));
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let from = lines.len().saturating_sub(3);
+    let last = lines.get(from..).unwrap_or_default().join("; ");
+    if last.is_empty() { last } else { format!(" ({last})") }
 }
 
 impl Drop for UserNetwork {

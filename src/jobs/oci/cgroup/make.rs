@@ -108,3 +108,63 @@ fn write(dir: &Path, file: &str, value: &str) -> io::Result<()> {
 fn named(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits { cpu: Some((50_000, 100_000)), memory: Some(64), memory_and_swap: Some(80), pids: Some(7) }
+    }
+
+    fn hierarchy(base: &Path, controllers: &[&str]) -> Hierarchy {
+        let controllers = controllers.iter().map(|&c| c.to_owned()).collect();
+        Hierarchy { controllers, mount: base.to_owned(), base: base.to_owned() }
+    }
+
+    /// Plain folders take what the kernel would be told.
+    #[test]
+    fn what_v2_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.subtree_control"), "cpu memory").unwrap();
+        let v2 = Some(hierarchy(dir.path(), &["cpu", "memory", "pids", "io"]));
+        let cgroups = Cgroups { v2, ..Cgroups::default() };
+        cgroups.make("/addonfs-x", &limits()).unwrap();
+        cgroups.enter("/addonfs-x", 42).unwrap();
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(read("cgroup.subtree_control"), "+pids", "what was not handed on yet, and is used");
+        let files = [
+            ("memory.max", "64"),
+            ("memory.swap.max", "16"),
+            ("cpu.max", "50000 100000"),
+            ("pids.max", "7"),
+            ("cgroup.procs", "42"),
+        ];
+        for (file, value) in files {
+            assert_eq!(read(&format!("addonfs-x/{file}")), value, "{file}");
+        }
+        let again = cgroups.make("/addonfs-x", &limits()).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists, "no two runs share a group");
+    }
+
+    #[test]
+    fn what_v1_is_told_and_which_hierarchies_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            hierarchy(&dir.path().join(name), &[name])
+        };
+        let v1 = ["memory", "pids", "cpu", "cpuset", "name=systemd"].map(at).to_vec();
+        let cgroups = Cgroups { v1, v2: Some(hierarchy(Path::new("/nowhere"), &[])), swap: true };
+        cgroups.make("/g", &limits()).unwrap();
+        cgroups.enter("/g", 42).unwrap();
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).ok();
+        assert_eq!(read("memory/g/memory.limit_in_bytes").as_deref(), Some("64"));
+        assert_eq!(read("memory/g/memory.memsw.limit_in_bytes").as_deref(), Some("80"));
+        assert_eq!(read("cpu/g/cpu.cfs_quota_us").as_deref(), Some("50000"));
+        assert_eq!(read("pids/g/pids.max").as_deref(), Some("7"));
+        assert_eq!(read("pids/g/cgroup.procs").as_deref(), Some("42"));
+        assert_eq!(read("pids/g/memory.limit_in_bytes"), None);
+        assert!(!dir.path().join("cpuset/g").exists() && !dir.path().join("name=systemd/g").exists());
+    }
+}

@@ -143,7 +143,10 @@ impl Cgroups {
 
     /// Whether a run can have a group at all.
     pub(super) fn usable(&self) -> bool {
-        ["memory", "pids", "cpu"].iter().any(|c| self.offers(c))
+        // A v2 group is of use without any controller: it counts cpu time, and kills at once.
+        let unified = self.v2.as_ref().filter(|_| self.is_unified());
+        unified.is_some_and(|v2| writable(&v2.base))
+            || ["memory", "pids", "cpu"].iter().any(|c| self.offers(c))
     }
 
     /// The limits of a launch that can be kept, and words for those that cannot.

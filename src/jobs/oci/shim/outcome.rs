@@ -44,7 +44,7 @@ pub(super) fn why_refused(spec: &LaunchSpec, room: &Room, log: &Path) -> Why {
         }
         return (
             Some(127),
-            Some(format!("{program}: cannot be executed, its interpreter is missing in the image")),
+            Some(format!("{program}: cannot be executed, its interpreter is missing in the image ({words})")),
         );
     }
     if lower.contains("permission denied") || lower.contains("exec format error") {

@@ -33,9 +33,10 @@ use crate::jobs::oci::user::JobUser;
 
 /// Holds config.json, a few small files and the secrets; secrets are bounded with the arguments, far below.
 const BOX_OPTIONS: &str = "mode=0700,size=32m,nr_inodes=16k";
-/// The writable layer of a job without a memory limit. It is memory: a job that needs more disk has its RUN_DIR and
-/// DATA_DIR.
-const UPPER_BYTES_DEFAULT: u64 = 1 << 30;
+/// The largest writable layer. It is memory: a job that needs more disk has its RUN_DIR and DATA_DIR. With a memory limit
+/// it is half of that at most, because it counts as the job's memory: a full layer is an error that the job can
+/// read, an exhausted limit kills it.
+const UPPER_BYTES_MAX: u64 = 1 << 30;
 /// Most files of RUN_DIR and of a writable layer.
 const INODES: &str = "nr_inodes=128k";
 
@@ -93,7 +94,7 @@ impl Room {
     ) -> Result<(), String> {
         let top = self.path("top");
         if !spec.read_only_root {
-            let size = spec.memory_bytes.unwrap_or(UPPER_BYTES_DEFAULT);
+            let size = spec.memory_bytes.map_or(UPPER_BYTES_MAX, |m| (m / 2).clamp(1, UPPER_BYTES_MAX));
             tmpfs(&top, &format!("mode=0700,size={size},{INODES}"))?;
         }
         make_dir(&top.join("work"), 0o700)?;
