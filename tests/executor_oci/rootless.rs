@@ -137,7 +137,8 @@ fn a_network_of_an_ordinary_user_has_a_way_out() {
         chown(host.dir.path().join("rootfs/etc"), Some(NOBODY), Some(NOBODY)).expect("chown");
         // As distributions have it; not every machine for tests does.
         let node = host.dir.path().join("tun");
-        let for_all = format!("mknod -m 666 {0} c 10 200; mount --bind {0} /dev/net/tun", node.display());
+        let for_all =
+            format!("rm -f {0}; mknod -m 666 {0} c 10 200; mount --bind {0} /dev/net/tun", node.display());
         for (tool, servers) in [("slirp4netns", "nameserver 10.0.2.3\n"), ("pasta", "")] {
             let mut spec =
                 host.sh("ip -o link | grep -vc ' lo: '; ip route | grep -c default; cat /etc/resolv.conf");
