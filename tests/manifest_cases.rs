@@ -424,3 +424,53 @@ fn ax_08_secrets_are_no_variables() {
     assert_eq!(arguments.unwrap().secrets[0].1.as_str(), "hunter2");
     assert_eq!(env, [("FLWD_ARGS_JSON".to_owned(), "{}".to_owned())]);
 }
+
+/// Cases whose tests are where their code is: file and name. (AX-11 has none: nothing that a manifest or a caller says
+/// becomes the destination of a mount.)
+const ELSEWHERE: [(&str, &str, &str); 13] = [
+    ("MA-08", "src/jobs/descriptor.rs", "fields_are_those_of_the_table"),
+    ("MA-11", "src/policy/reference.rs", "pinning_needs_a_digest"),
+    ("MA-26", "src/policy/source/parse.rs", "refuses_with_line_and_column"),
+    ("RP-01", "src/policy/quantity.rs", "cpu"),
+    ("RP-02", "src/policy/quantity.rs", "memory"),
+    ("RP-04", "src/policy/ceiling.rs", "a_hint_is_cut_and_a_request_refused"),
+    ("RP-05", "src/policy/ceiling.rs", "a_hint_is_cut_and_a_request_refused"),
+    ("RP-08", "src/policy/reference.rs", "scheme_is_stripped_only_by_request"),
+    ("AX-07", "src/jobs/oci/mask.rs", "split_overlapping_and_several_lines"),
+    (
+        "AX-08",
+        "tests/executor_oci/inside.rs",
+        "secrets_are_files_of_the_jobs_user_and_masked_in_every_output",
+    ),
+    ("AX-09", "src/jobs/oci/bundle.rs", "a_secure_job_has_nothing_it_needs_not"),
+    ("AX-12", "tests/executor_oci/ends.rs", "without_a_runtime_there_are_words"),
+    ("AX-14", "src/jobs/plan/tests.rs", "inherited_variables_need_the_override_and_give_way"),
+];
+
+#[test]
+fn tests_that_are_elsewhere_are_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (id, file, name) in ELSEWHERE {
+        let code = std::fs::read_to_string(root.join(file)).unwrap();
+        assert!(code.contains(&format!("fn {name}()")), "{id}: {file} has no {name}");
+    }
+}
+
+/// MA-10: without a mountPath an add-on is shown under its source's name.
+#[test]
+fn ma_10_the_name_is_the_mount_path() {
+    let text = format!(
+        "policy: {{allowed_registries: ['*']}}\nsources:\n  - {{name: addon, type: oci, image: 'localhost:5000/a@{}'}}\n",
+        addonfs::policy::digest::Digest::of(b"x")
+    );
+    let dialect = addonfs::policy::fields::Dialect::Addonfs;
+    let nothing = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
+    let loaded = addonfs::policy::source::parse::load(
+        "addonfs.yaml",
+        text.as_bytes(),
+        dialect,
+        "/".as_ref(),
+        &nothing,
+    );
+    assert_eq!(loaded.unwrap().sources[0].mount_path, "addon");
+}
