@@ -1,6 +1,7 @@
 //! From a registry to the tree: signatures are found among the referrers, judged, and decide what is shown.
 
 use std::path::Path;
+use std::time::Duration;
 
 use addonfs::fetch::referrers::attach;
 use addonfs::fetch::signatures;
@@ -14,10 +15,12 @@ use addonfs::policy::trust::notation::ARTIFACT_TYPE;
 use addonfs::policy::trust::signature;
 use addonfs::policy::trust::verdict::{Cause, Voucher, in_words};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use super::make::{Draft, chain, fixture, location, manifest, statement, trust, with};
+use super::make::{Draft, EXPIRY, SCHEME, chain, fixture, location, manifest, statement, trust, with};
 use crate::common::registry::{DockerRegistry, quick, repository};
-use crate::common::session::{Session, TOOLS};
+use crate::common::session::{Session, TOOLS, eventually};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -109,13 +112,17 @@ fn what_the_command_attached_is_found_and_vouches() {
 
 /// Signs an image in the session's registry as `change` says, and lists the signature.
 fn sign(s: &Session, name: &str, digest: &str, change: impl Fn(&mut Value)) {
+    sign_as(s, name, digest, change, Draft::good());
+}
+
+fn sign_as(s: &Session, name: &str, digest: &str, change: impl Fn(&mut Value), draft: Draft) {
     let (digest, place): (Digest, _) =
         (digest.parse().unwrap(), repository(&s.host(), &format!("org/{name}"), &quick()));
     runtime().block_on(async {
         let (media_type, image) = place.manifest(&digest).await.unwrap();
         let mut target = json!({"mediaType": media_type, "digest": digest, "size": image.len()});
         change(&mut target);
-        let mut draft = Draft { chain: chain("crl"), ..Draft::good() };
+        let mut draft = Draft { chain: chain("crl"), ..draft };
         draft.payload = json!({"targetArtifact": target}).to_string().into_bytes();
         let envelope = draft.jws().to_string().into_bytes();
         let (config, layer) = (
@@ -212,5 +219,28 @@ fn an_image_that_was_signed_as_something_else_is_refused() {
     });
     let refused = s.mount_with(&["--strict"]).refused();
     assert!(refused.contains("image.signature.required") && refused.contains("image.index"), "{refused}");
+    s.umount();
+}
+
+/// A signature that expires while its image is shown takes it out of the tree, without anybody asking.
+#[test]
+fn an_image_goes_when_its_signature_expires() {
+    let s = Session::new();
+    s.build("tools", TOOLS);
+    let digest = s.push("tools");
+    files(&s, "strict");
+    configure(&s, &s.reference("tools", &digest));
+    // Long enough for a slow machine to mount.
+    let expiry = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap() + Duration::from_secs(15);
+    let mut draft = Draft::good();
+    draft.set(EXPIRY, expiry.format(&Rfc3339).unwrap());
+    draft.critical(&[SCHEME, EXPIRY]);
+    sign_as(&s, "tools", &digest, |_| {}, draft);
+    s.ready();
+    s.cat("tools/addon.json");
+    eventually("the image goes", || (!s.mount_point().join("tools/addon.json").exists()).then_some(()));
+    assert!(OffsetDateTime::now_utc() >= expiry, "not before its time");
+    let source = s.source("tools");
+    assert_eq!(source["verification"]["refusals"][0]["code"], "expiry", "{source}");
     s.umount();
 }

@@ -31,6 +31,9 @@ use crate::policy::digest::Digest;
 use crate::policy::event::Event;
 use crate::policy::rules::OnUntrusted;
 
+/// Longest wait until the clock is looked at again: it may be set.
+const CLOCK: Duration = Duration::from_secs(30);
+
 /// Between two looks whether runs of an image that is not trusted any more have ended.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -143,10 +146,16 @@ impl Reloader {
     async fn attend(mut self, mut hangup: Signal) {
         let facts = Arc::clone(&self.facts);
         let mut asked = facts.reloads.asked.subscribe();
+        let mut judged_s = clock::now_s();
         loop {
             tokio::select! {
                 changed = asked.changed() => if changed.is_err() { return },
                 _ = hangup.recv() => { facts.reloads.ask(); }
+                () = someones_word_ended(&facts, judged_s) => {
+                    judged_s = clock::now_s();
+                    self.judge_again().await;
+                    continue;
+                }
                 Some(change) = self.changes.recv() => {
                     self.change(change).await;
                     continue;
@@ -222,6 +231,23 @@ impl Reloader {
         let (policy, sources) = (config.policy, config.sources);
         self.config = Config { policy, sources, ..std::mem::take(&mut self.config) };
         Ok(warnings)
+    }
+
+    /// What is shown is judged again by the configuration that holds: a signature ceased to.
+    async fn judge_again(&mut self) {
+        let facts = Arc::clone(&self.facts);
+        let Some(rooms) = facts.sources.rooms() else { return };
+        let together = facts.added().together(&self.config);
+        let verdicts = judge::all(&rooms, &together.specs, &facts.board.shown_images()).await;
+        self.remember(facts.board.shown_trees());
+        let on_untrusted = self.config.policy.on_untrusted;
+        let done = self.rearrange(&together, &verdicts, (false, None), on_untrusted);
+        match kept::read(&self.memory) {
+            Ok(Some((files, _))) => self.keep_lost(&done.lost, &files),
+            Ok(None) => {}
+            Err(error) => tracing::warn!("what is not trusted any more is not kept: {error:#}"),
+        }
+        facts.board.touched();
     }
 
     /// The board takes over these sources, all or only one, and drivers and runs follow.
@@ -359,6 +385,19 @@ impl Reloader {
                 images.hide(&tree);
             }
         });
+    }
+}
+
+/// Returns when a signature by which something is shown ceases to hold, of those that held at `judged_s`.
+async fn someones_word_ended(facts: &DaemonFacts, judged_s: i64) {
+    loop {
+        let now = clock::now_s();
+        let left = match facts.board.next_expiry(judged_s) {
+            Some(until) if until <= now => return,
+            Some(until) => u64::try_from(until - now).unwrap_or(0),
+            None => u64::MAX,
+        };
+        tokio::time::sleep(CLOCK.min(Duration::from_secs(left))).await;
     }
 }
 

@@ -61,6 +61,16 @@ impl Board {
         self.lock().iter().filter_map(shown).collect()
     }
 
+    /// When the first of the signatures by which something is shown ceases to hold, seconds since 1970, of those that held
+    /// at `after`.
+    pub(crate) fn next_expiry(&self, after: i64) -> Option<i64> {
+        let until = |entry: &Entry| match entry.status.verification() {
+            Some(Verification::Verified(verified)) => verified.valid_until(),
+            _ => None,
+        };
+        self.lock().iter().filter_map(until).filter(|until| *until > after).min()
+    }
+
     /// The complete trees that are shown.
     pub(crate) fn shown_trees(&self) -> Vec<KeptTree> {
         let shown = |entry: &Entry| {
