@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use addonfs::jobs::executor::{Cause, NetworkSpec, Stop};
+use addonfs::jobs::executor::{Cause, NetworkSpec, Stop, take_offer};
 use addonfs::jobs::{
     AddonJobs, Answer, Asked, Caller, Command, Counts, JobError, Jobs, JobsOptions, Retention, Run, RunState,
     Verb,
@@ -457,7 +457,7 @@ fn a_daemon_that_dies_while_it_starts_a_run() {
     until("both are being started", || world.launches() == 2);
     let came_up = daemon.run(BACKUP, "came-up").dir().to_owned();
     drop(daemon);
-    // What the spawner still had in hand comes up after the daemon is gone.
+    // A shim that was on its way comes up after the daemon is gone.
     let shim = serde_json::json!({"pid": 4711, "start_ticks": 1});
     std::fs::write(came_up.join("shim.json"), shim.to_string()).unwrap();
     std::fs::write(came_up.join("exit.json"), serde_json::to_vec(&outcome(Cause::Exited, Some(0))).unwrap())
@@ -468,6 +468,116 @@ fn a_daemon_that_dies_while_it_starts_a_run() {
     daemon.wait(&never, RunState::Lost);
     assert_eq!((never.exit_code(), world.launches()), (Some(125), 2));
     assert!(never.last_error().contains("not known"));
+}
+
+#[test]
+fn a_launch_that_no_shim_took_is_launched_by_the_next_daemon() {
+    let (dir, world) = (state_dir(), World::new());
+    let daemon = Daemon::boot(dir.path(), &world);
+    for (job, name, args) in [
+        (BACKUP, "again", "{\"then\":\"unclaimed\"}"),
+        (BACKUP, "canceled", "{\"then\":\"unclaimed\"}"),
+        (LOGIN, "secret", "{\"then\":\"unclaimed\",\"token\":\"x\"}"),
+    ] {
+        daemon.tell(&daemon.create(job, name, args), "start").unwrap();
+    }
+    until("all are offered", || world.launches() == 3);
+    assert_eq!(daemon.tell(&daemon.run(BACKUP, "canceled"), "cancel").unwrap(), "canceling\n");
+    let late = std::fs::read_dir(daemon.run(BACKUP, "again").dir()).unwrap();
+    let late = late.map(|e| e.unwrap().path()).find(|p| p.to_string_lossy().contains("/launch-")).unwrap();
+    drop(daemon);
+    let daemon = Daemon::boot(dir.path(), &world);
+    assert!(!take_offer(&late).unwrap(), "a shim that comes now finds nothing to do");
+    until("it is launched again", || world.launches() == 4);
+    assert_eq!(daemon.run(BACKUP, "again").state(), RunState::Queued);
+    assert_eq!(daemon.run(BACKUP, "canceled").state(), RunState::Canceled);
+    let secret = daemon.run(LOGIN, "secret");
+    assert_eq!((secret.state(), secret.exit_code()), (RunState::Failed, Some(125)));
+    assert!(secret.last_error().contains("secrets"), "{}", secret.last_error());
+}
+
+#[test]
+fn who_waits_for_a_source_that_is_gone_waits_no_longer() {
+    let (dir, world) = (state_dir(), World::new());
+    let stuck = |options: &mut JobsOptions| {
+        options.ensure_image = Arc::new(|_| Box::pin(std::future::pending()));
+    };
+    let daemon = Daemon::boot_with(dir.path(), &world, stuck);
+    daemon.tell(&daemon.create(BACKUP, "a", ""), "start").unwrap();
+    daemon.tell(&daemon.create(FETCH, "b", ""), "start").unwrap_err();
+    drop(daemon);
+    let daemon = Daemon::boot_bare(dir.path(), &world, |_| {});
+    let a = daemon.run(BACKUP, "a");
+    daemon.jobs.keep_sources(&["backup", "other"]);
+    assert_eq!(a.state(), RunState::Queued, "its source is only not there yet");
+    daemon.jobs.keep_sources(&["other"]);
+    assert_eq!((a.state(), a.exit_code()), (RunState::Failed, Some(125)));
+    assert!(a.last_error().contains("source backup is not in the configuration"), "{}", a.last_error());
+    drop(daemon);
+
+    let daemon = Daemon::boot_with(dir.path(), &world, stuck);
+    daemon.tell(&daemon.create(BACKUP, "c", ""), "start").unwrap();
+    drop(daemon);
+    let daemon = Daemon::boot_bare(dir.path(), &world, |_| {});
+    let mut without = addon("v1");
+    let manifest = Arc::make_mut(&mut without.manifest);
+    manifest.entrypoints.retain(|entry| entry.id != "backup");
+    daemon.jobs.install(without);
+    let c = daemon.run(BACKUP, "c");
+    assert_eq!(c.state(), RunState::Failed);
+    assert!(c.last_error().contains("no job tools/backup/backup any more"), "{}", c.last_error());
+}
+
+/// Daemons die at any moment, again and again, while runs are made, started and canceled. In the end every run has ended,
+/// no shim came up twice for one run, and those that did have their outcome.
+#[test]
+fn an_exact_account_over_many_deaths() {
+    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+    const RUNS: usize = 60;
+    for seed in 0..4_u64 {
+        let mut dice = StdRng::seed_from_u64(seed);
+        let (dir, world) = (state_dir(), World::new());
+        world.let_start();
+        let (mut made, mut started, mut ids) = (0, Vec::new(), Vec::new());
+        while made < RUNS {
+            let daemon = Daemon::boot_with(dir.path(), &world, |options| options.max_running = 5);
+            for _ in 0..dice.random_range(0..12) {
+                let name = format!("n{made}");
+                made += 1;
+                let then = ["exit 0", "exit 3", "slow", "hang"][dice.random_range(0..4)];
+                let run = daemon.create(BACKUP, &name, &format!("{{\"then\":\"{then}\"}}"));
+                ids.push(run.id().to_owned());
+                if daemon.tell(&run, &format!("start id={name}")).is_ok() {
+                    started.push(name);
+                }
+                if dice.random_range(0..5) == 0 {
+                    let at = dice.random_range(0..made);
+                    let _ = daemon.tell(&daemon.run(BACKUP, &format!("n{at}")), "cancel");
+                }
+            }
+            std::thread::sleep(Duration::from_micros(dice.random_range(0..3000)));
+        }
+        let daemon = Daemon::boot_with(dir.path(), &world, |options| options.max_running = 5);
+        let all = daemon.jobs.all_runs();
+        assert_eq!(all.iter().map(|run| run.id().to_owned()).collect::<Vec<_>>(), ids, "seed {seed}");
+        until("every run that hangs is ended", || {
+            let live = daemon.jobs.live_runs();
+            for run in &live {
+                let _ = daemon.tell(run, "cancel");
+            }
+            live.is_empty()
+        });
+        let mut came_up = world.came_up.lock().unwrap().clone();
+        came_up.sort();
+        let times = came_up.len();
+        came_up.dedup();
+        assert_eq!(came_up.len(), times, "a run ran twice (seed {seed})");
+        for name in &started {
+            let run = daemon.run(BACKUP, name);
+            let ended = [RunState::Succeeded, RunState::Failed, RunState::Canceled];
+            assert!(ended.contains(&run.state()), "{name} is {}: {}", run.state(), run.last_error());
+        }
+    }
 }
 
 #[test]
@@ -581,8 +691,10 @@ fn an_executor_that_hangs_costs_a_deadline_and_leaves_no_job_behind() {
     let (dir, world) = (state_dir(), World::new());
     *world.start_deadline.lock().unwrap() = Duration::from_millis(100);
     let daemon = Daemon::boot_with(dir.path(), &world, |options| options.max_running = 1);
-    let run = daemon.started(BACKUP, "n", "{\"then\":\"slow\"}", RunState::Failed);
-    assert!(run.last_error().contains("did not start it within"));
+    let run = daemon.started(BACKUP, "n", "{\"then\":\"slow\"}", RunState::Lost);
+    assert!(run.last_error().contains("not known"), "{}", run.last_error());
+    let never = daemon.started(BACKUP, "never", "{\"then\":\"unclaimed\"}", RunState::Failed);
+    assert!(never.last_error().contains("did not start it within"), "{}", never.last_error());
     world.let_start();
     until("the late shim is told to stop", || *world.stops.lock().unwrap() == [Stop::Cancel]);
     daemon.started(BACKUP, "next", "{\"then\":\"exit 0\"}", RunState::Succeeded);

@@ -28,9 +28,11 @@ use super::sign::SignArgs;
 use super::sources::SourcesArgs;
 use super::status::StatusArgs;
 use super::test::TestArgs;
+use super::trace::TraceArgs;
 use super::umount::UmountArgs;
 use super::validate::ValidateArgs;
 use super::verify::VerifyArgs;
+use super::wait::WaitArgs;
 
 /// Add-ons from container registries, mounted as files.
 #[derive(Debug, Parser)]
@@ -76,6 +78,8 @@ pub(crate) enum Command {
     Cancel(CancelArgs),
     Completion(CompletionArgs),
     Man(ManArgs),
+    Wait(WaitArgs),
+    Trace(TraceArgs),
 }
 
 /// Our own program started again in another role; never typed by hand.

@@ -148,6 +148,8 @@ pub(crate) struct Jobs {
     pub runtime: Option<PathBuf>,
     /// `max_running`, all jobs together.
     pub max_running: usize,
+    /// `max_running_per_source`.
+    pub max_running_per_source: usize,
     /// `max_running_per_job`.
     pub max_running_per_job: usize,
     /// `max_queued`.
@@ -163,6 +165,7 @@ impl Default for Jobs {
         Self {
             runtime: None,
             max_running: 16,
+            max_running_per_source: 16,
             max_running_per_job: 16,
             max_queued: 1000,
             limits: RunLimits::default(),
@@ -356,6 +359,7 @@ fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
         .map(|text| if text.contains('/') { base.join(text) } else { text.into() });
     let mut jobs = Jobs { runtime, ..Jobs::default() };
     set(fields, "max_running", report, &mut jobs.max_running, at_least_one);
+    set(fields, "max_running_per_source", report, &mut jobs.max_running_per_source, at_least_one);
     set(fields, "max_running_per_job", report, &mut jobs.max_running_per_job, at_least_one);
     set(fields, "max_queued", report, &mut jobs.max_queued, at_least_one);
     if let Some(mut limits) = fields.take("limits").and_then(|f| f.fields(report)) {
@@ -376,6 +380,9 @@ fn jobs(fields: &mut Fields<'_>, base: &Path, report: &mut Report) -> Jobs {
         });
         set(&mut retention, "max_finished", report, &mut kept.max_finished, |text| {
             text.parse().map_err(words)
+        });
+        set(&mut retention, "max_bytes", report, &mut kept.max_bytes, |text| {
+            quantity::parse_memory(text).map_err(words)
         });
         set(&mut retention, "unstarted", report, &mut kept.unstarted, |text| {
             duration::parse(text).map_err(words)

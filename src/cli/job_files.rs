@@ -170,6 +170,42 @@ impl Tree {
         Ok(runs)
     }
 
+    /// `record.json` of a run.
+    pub(crate) fn record(&self, run: &Path) -> anyhow::Result<Value> {
+        read_json(&run.join("record.json"))
+    }
+
+    /// `job.json` of a job.
+    pub(crate) fn descriptor(&self, job: &Path) -> anyhow::Result<Value> {
+        read_json(&job.join("job.json"))
+    }
+
+    /// `addon.json` of what is shown at a mount path.
+    pub(crate) fn addon(&self, mount_path: &str) -> anyhow::Result<Value> {
+        read_json(&self.0.join(mount_path).join("addon.json"))
+    }
+
+    /// `status.json`.
+    pub(crate) fn status(&self) -> anyhow::Result<Value> {
+        read_json(&self.room("status.json"))
+    }
+
+    /// The mount point.
+    pub(crate) fn place(&self) -> &Path {
+        &self.0
+    }
+
+    /// A path as seen from the mount point: absolute, relative to here, or relative to the mount already.
+    pub(crate) fn path_below(&self, path: &Path) -> Option<PathBuf> {
+        // Not resolved: the links of an add-on lead to its image, and the image is not where it is shown.
+        let absolute = std::path::absolute(path).ok()?;
+        if let Ok(below) = absolute.strip_prefix(&self.0) {
+            return Some(below.to_owned());
+        }
+        let here = self.below(path.to_str()?).ok()?;
+        here.symlink_metadata().is_ok().then(|| path.to_owned())
+    }
+
     /// The daemon's `ctl`.
     pub(crate) fn ctl(&self) -> PathBuf {
         self.room("ctl")

@@ -48,9 +48,11 @@ mod status;
 mod subject;
 mod table;
 mod test;
+mod trace;
 mod umount;
 mod validate;
 mod verify;
+mod wait;
 
 /// Runs the program: a command, or one of the roles in which it starts itself again.
 pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
@@ -101,6 +103,8 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cancel(args) => cancel::run(args),
         Command::Completion(args) => completion::run(args),
         Command::Man(args) => man::run(args),
+        Command::Wait(args) => wait::run(args),
+        Command::Trace(args) => trace::run(args),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod index;
 pub(crate) mod ingest;
 pub mod layer;
 pub mod layout;
+pub mod meter;
 pub(crate) mod nowhere;
 pub mod profile;
 pub mod push;

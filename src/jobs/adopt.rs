@@ -5,7 +5,7 @@
 //! | final | it is shown |
 //! | created | it is shown; arguments that were in memory only must be written again |
 //! | queued | it waits for its job to be installed again with the same image, and is queued anew in its old order; with secrets, which died with the daemon, it has failed |
-//! | queued, shim being started | its shim is looked for a while; found, it is followed; else it is lost, for nobody knows whether it ran, and a job must not run twice |
+//! | queued, shim being started | the launch is revoked. If no shim had taken it, the run is as good as queued. Else its shim is looked for a while and followed; if it left no trace, or the machine has died since, the run is lost, for nobody knows whether it ran, and a job must not run twice |
 //! | running | its shim is followed: one that is gone has left `exit.json`, or the run is lost |
 
 use std::collections::BTreeMap;
@@ -15,14 +15,14 @@ use std::time::Duration;
 use super::args::{ArgsText, MAX_ARGS_BYTES};
 use super::control::Asked;
 use super::error::JobError;
-use super::executor::{EXIT_FILE, Outcome, SHIM_FILE, ShimId, Stop};
+use super::executor::{EXIT_FILE, Outcome, SHIM_FILE, ShimId, Stop, revoke_offers};
 use super::handle::Shared;
 use super::layout::ARGS_RAW;
 use super::plan::Wishes;
 use super::record::{ArgsAt, EXIT_REFUSED, Record};
 use super::run::Run;
 use super::state::RunState;
-use super::supervisor::{lost, read_left};
+use super::supervisor::{boot_id, lost, read_left};
 use crate::policy::arguments::Given;
 
 /// How long a shim that was being started may take to leave a trace: the spawner may still be at it.
@@ -68,8 +68,9 @@ fn go_on(shared: &Arc<Shared>, run: &Arc<Run>) {
     };
     match (state, shim) {
         (RunState::Running, Some(shim)) => adopt(shared, run, shim),
-        (RunState::Running, None) => find(shared, run),
-        (RunState::Queued, _) if launching => find(shared, run),
+        (RunState::Running, None) => search(shared, run),
+        (RunState::Queued, _) if launching && !withdraw(shared, run) => search(shared, run),
+        (RunState::Queued, _) if run.state().is_final() => {}
         (RunState::Queued, _) if held_secrets => shared.end_unstarted(
             run,
             EXIT_REFUSED,
@@ -83,9 +84,28 @@ fn go_on(shared: &Arc<Shared>, run: &Arc<Run>) {
     }
 }
 
+/// Takes back a launch that no shim has taken: then the run is only queued. `false` when a shim may have it.
+fn withdraw(shared: &Arc<Shared>, run: &Arc<Run>) -> bool {
+    let boot = run.lock().record.boot.clone();
+    // What a run's folder held when the machine died is not on disk.
+    if boot.is_none() || boot != boot_id() || !revoke_offers(run.dir()).unwrap_or(false) {
+        return false;
+    }
+    let canceled = {
+        let mut inner = run.lock();
+        inner.record.launching = false;
+        shared.write_down(&inner.record);
+        inner.record.cancel_asked
+    };
+    if canceled {
+        shared.end_canceled(run);
+    }
+    true
+}
+
 /// Follows a shim of an earlier daemon.
 fn adopt(shared: &Arc<Shared>, run: &Arc<Run>, shim: ShimId) {
-    shared.queue().occupy(run.job_id());
+    shared.queue().occupy(run);
     let (owner, run) = (Arc::clone(shared), Arc::clone(run));
     shared.runtime.spawn(async move {
         if run.lock().record.cancel_asked {
@@ -93,42 +113,59 @@ fn adopt(shared: &Arc<Shared>, run: &Arc<Run>, shim: ShimId) {
             owner.tell_shim(&run, shim.clone(), Stop::Cancel);
         }
         owner.follow(&run, shim).await;
-        owner.queue().release(run.job_id());
+        owner.queue().release(&run);
         owner.pump();
     });
 }
 
-/// Looks for the traces of a shim that was being started.
-fn find(shared: &Arc<Shared>, run: &Arc<Run>) {
-    shared.queue().occupy(run.job_id());
+/// Finds and follows the shim of a launch that an earlier daemon began.
+fn search(shared: &Arc<Shared>, run: &Arc<Run>) {
+    shared.queue().occupy(run);
     let (owner, run) = (Arc::clone(shared), Arc::clone(run));
     shared.runtime.spawn(async move {
-        let begun = tokio::time::Instant::now();
-        loop {
-            if let Some(shim) = read_left::<ShimId>(run.dir(), SHIM_FILE) {
-                let shim = owner.is_running(&run, shim);
-                owner.follow(&run, shim).await;
-                break;
-            }
-            if let Some(outcome) = read_left::<Outcome>(run.dir(), EXIT_FILE) {
-                owner.finish(&run, &outcome).await;
-                break;
-            }
-            if begun.elapsed() > TRACE_DEADLINE {
-                let why = "the daemon ended while the run was being started; whether it ran is not known";
-                owner.finish(&run, &lost(why)).await;
-                break;
-            }
-            tokio::time::sleep(TRACE_INTERVAL).await;
-        }
-        owner.queue().release(run.job_id());
+        find(&owner, &run).await;
+        owner.queue().release(&run);
         owner.pump();
     });
+}
+
+/// Looks for the traces of a shim that was being started, and follows it to its end.
+pub(super) async fn find(owner: &Arc<Shared>, run: &Arc<Run>) {
+    let begun = tokio::time::Instant::now();
+    loop {
+        if let Some(shim) = read_left::<ShimId>(run.dir(), SHIM_FILE) {
+            let shim = owner.is_running(run, shim);
+            return owner.follow(run, shim).await;
+        }
+        if let Some(outcome) = read_left::<Outcome>(run.dir(), EXIT_FILE) {
+            return owner.finish(run, &outcome).await;
+        }
+        if begun.elapsed() > TRACE_DEADLINE {
+            let why = "its start was interrupted; whether it ran is not known";
+            return owner.finish(run, &lost(why)).await;
+        }
+        tokio::time::sleep(TRACE_INTERVAL).await;
+    }
+}
+
+/// Ends the runs that wait for their job and need not wait any longer, each with the reason that `why` gives.
+pub(super) fn give_up(shared: &Shared, why: impl Fn(&Record) -> Option<String>) {
+    let mut over = Vec::new();
+    shared.parked().retain(|run| match why(&run.lock().record) {
+        Some(why) => {
+            over.push((Arc::clone(run), why));
+            false
+        }
+        None => true,
+    });
+    for (run, why) in over {
+        shared.end_unstarted(&run, EXIT_REFUSED, format!("it was queued when the daemon ended, and {why}"));
+    }
 }
 
 /// Queues the runs whose job is there again. With another image than the plan was made for a run fails: what was
-/// promised in `plan.json` can no longer be kept.
-pub(super) fn unpark(shared: &Arc<Shared>) {
+/// promised in `plan.json` can no longer be kept. So does one whose job the `source` has no more.
+pub(super) fn unpark(shared: &Arc<Shared>, source: &str) {
     let mut back = Vec::new();
     {
         let jobs = shared.jobs();
@@ -149,6 +186,9 @@ pub(super) fn unpark(shared: &Arc<Shared>) {
             Err(error) => shared.end_unstarted(&run, EXIT_REFUSED, error.to_string()),
         }
     }
+    give_up(shared, |record| {
+        (record.source == source).then(|| format!("its source has no job {} any more", record.job))
+    });
 }
 
 fn requeue(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<(), JobError> {

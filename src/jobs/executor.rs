@@ -4,6 +4,7 @@
 //! an OCI runtime driven by a shim process that is no child of the daemon; tests script another.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,12 +27,47 @@ pub const SECRETS_INSIDE: &str = "/run/secrets";
 pub const SHIM_FILE: &str = "shim.json";
 /// File of the run's folder that holds the [`Outcome`] as JSON; the shim's last act (temporary name, then rename).
 pub const EXIT_FILE: &str = "exit.json";
-/// File of the run's folder that holds the [`LaunchSpec`] as JSON; written by the executor.
+/// File of the run's folder that holds the [`LaunchSpec`] as JSON, from the moment in which a shim has made the launch
+/// its own; before, it is there under the name that [`offered_name`] gives it.
 pub const LAUNCH_FILE: &str = "launch.json";
+/// How the name of an offered launch begins.
+const OFFERED: &str = "launch-";
 /// The FIFO of the run's folder that feeds the job's standard input; made before [`Executor::start`] when
 /// [`LaunchSpec::stdin`] is set, because it may be written while the run is queued. The shim holds a writing end, so
 /// that the daemon's death is no end of file, until it is told [`Stop::Eof`].
 pub const STDIN_FIFO: &str = "stdin";
+
+/// The name under which an executor writes a launch before it asks for a shim. It is new every time, so a shim that
+/// comes late can take nothing but its own launch.
+pub fn offered_name() -> String {
+    format!("{OFFERED}{:016x}.json", rand::random::<u64>())
+}
+
+/// A shim makes an offered launch its own: the first thing it does. `false` when it was revoked, and then the shim does
+/// nothing at all.
+pub fn take_offer(offer: &Path) -> io::Result<bool> {
+    match std::fs::rename(offer, offer.with_file_name(LAUNCH_FILE)) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Revokes whatever was offered in a run's folder. `true`: no shim ever took it, and none can any more, so the run may be
+/// launched (again). `false`: a shim has it. One rename(2) and one unlink(2) of the same name decide between the two.
+pub fn revoke_offers(run_dir: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(run_dir)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(OFFERED) {
+            continue;
+        }
+        match std::fs::remove_file(entry.path()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(!run_dir.join(LAUNCH_FILE).try_exists()?)
+}
 
 /// Everything a run needs, except its secrets. Written to `launch.json` in the run's folder for the shim.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -208,5 +244,44 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// How long a caller should expect a start to take at most.
     fn start_deadline(&self) -> Duration {
         Duration::from_secs(30)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offer_is_taken_or_revoked_and_never_both() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(revoke_offers(dir.path()).unwrap(), "nothing was offered");
+        let offer = || {
+            let path = dir.path().join(offered_name());
+            std::fs::write(&path, "{}").unwrap();
+            path
+        };
+        let (late, again) = (offer(), offer());
+        assert!(revoke_offers(dir.path()).unwrap());
+        assert!(!take_offer(&late).unwrap(), "it was revoked");
+        assert!(!take_offer(&again).unwrap());
+        let taken = offer();
+        assert!(take_offer(&taken).unwrap());
+        assert!(!revoke_offers(dir.path()).unwrap(), "a shim has it");
+        assert!(!take_offer(&taken).unwrap(), "once");
+    }
+
+    #[test]
+    fn of_a_shim_and_a_daemon_one_wins() {
+        for _ in 0..200 {
+            let dir = tempfile::tempdir().unwrap();
+            let offer = dir.path().join(offered_name());
+            std::fs::write(&offer, "{}").unwrap();
+            let (taken, revoked) = std::thread::scope(|scope| {
+                let shim = scope.spawn(|| take_offer(&offer).unwrap());
+                let revoked = revoke_offers(dir.path()).unwrap();
+                (shim.join().unwrap(), revoked)
+            });
+            assert_ne!(taken, revoked);
+        }
     }
 }

@@ -109,6 +109,7 @@ impl Jobs {
         }
         let limits = QueueLimits {
             running: options.max_running.max(1),
+            per_source: options.max_running_per_source.max(1),
             per_job: options.max_running_per_job.max(1),
             waiting: options.max_queued.max(1),
         };
@@ -147,7 +148,23 @@ impl Jobs {
             }
         }
         shared.changed();
-        adopt::unpark(shared);
+        adopt::unpark(shared, &addon.source);
+    }
+
+    /// The names of all sources that there are. What is queued since an earlier daemon and waits for another one's job
+    /// waits in vain, and ends.
+    pub fn keep_sources(&self, names: &[&str]) {
+        adopt::give_up(&self.0, |record| {
+            (!names.contains(&record.source.as_str()))
+                .then(|| format!("its source {} is not in the configuration any more", record.source))
+        });
+    }
+
+    /// A read of the run has brought so many bytes from a registry.
+    pub fn count_fetched(&self, run: &Run, bytes: u64) {
+        let mut inner = run.lock();
+        inner.record.bytes_fetched = inner.record.bytes_fetched.saturating_add(bytes);
+        run.publish(&inner);
     }
 
     /// Policy says something else from now on: to plans, to starts, and to jobs that are installed after this.
@@ -496,6 +513,7 @@ fn new_record(job: &Job, number: u64, id: String, name: &str, caller: &Caller, g
         stdin: false,
         eof_asked: false,
         launching: false,
+        boot: None,
         cancel_asked: false,
         shim: None,
         policy: Value::Null,
@@ -509,5 +527,6 @@ fn new_record(job: &Job, number: u64, id: String, name: &str, caller: &Caller, g
         memory_peak: None,
         oom_killed: None,
         log_dropped: None,
+        bytes_fetched: 0,
     }
 }

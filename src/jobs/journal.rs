@@ -5,11 +5,11 @@
 //! redb commits several copied pages and the same fsync, and its file says nothing to a person with `less`. The
 //! state is small (retention bounds the runs), so replaying it whole at open costs milliseconds.
 //!
-//! # Format (version 1)
+//! # Format (version 2)
 //! ```text
 //! <sha256 of the JSON, first 16 hex> SP <JSON> LF
 //! ```
-//! The first line is `{"header":{"version":1,"mark":"3f9a2c41"}}`: the mark makes run ids of two state directories
+//! The first line is `{"header":{"version":2,"mark":"3f9a2c41"}}`: the mark makes run ids of two state directories
 //! differ. Then, in any number: `{"reserved":128}` (numbers up to 128 may be in use: never hand out one below),
 //! `{"run":{…}}` (the whole record; the last one of a run counts), `{"gone":17}` (run 17 was removed).
 //!
@@ -34,7 +34,7 @@ use super::record::Record;
 use crate::policy::digest::Digest;
 
 /// Version of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Hex digits of the checksum: 64 bits are plenty against torn and rotten lines, which is all it is for.
 const CHECK_DIGITS: usize = 16;
 /// Numbers reserved at a time: one line in so many runs.
@@ -467,9 +467,9 @@ mod tests {
     fn refuses_what_it_does_not_know() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("jobs.journal");
-        let newer = encode(&Line::Header { version: 2, mark: "x".into() }).unwrap();
+        let newer = encode(&Line::Header { version: 3, mark: "x".into() }).unwrap();
         std::fs::write(&path, newer).unwrap();
-        assert!(Journal::open(&path).unwrap_err().to_string().contains("version 2"));
+        assert!(Journal::open(&path).unwrap_err().to_string().contains("version 3"));
         std::fs::write(&path, "my notes\nmore notes\n").unwrap();
         assert!(Journal::open(&path).unwrap_err().to_string().contains("not a journal"));
         assert_eq!(std::fs::read(&path).unwrap(), b"my notes\nmore notes\n");

@@ -44,6 +44,8 @@ mod start;
 mod state;
 mod stdin;
 mod supervisor;
+mod usage;
+mod whose;
 
 pub use args::{MAX_ARGS_BYTES, MAX_PLAIN_BYTES};
 pub use control::{Asked, Command, JobCommand};

@@ -85,6 +85,8 @@ pub struct Retention {
     pub max_age: Duration,
     /// Of finished runs only so many newest are kept, over all jobs.
     pub max_finished: usize,
+    /// Of finished runs only so many newest are kept as come to this, bytes of logs and `out/` on disk over all jobs.
+    pub max_bytes: u64,
     /// A run that was made and never started is removed after this.
     pub unstarted: Duration,
 }
@@ -94,6 +96,8 @@ impl Default for Retention {
         Self {
             max_age: Duration::from_secs(30 * 24 * 3600),
             max_finished: 1000,
+            // Eight runs that filled everything they may have, and many thousands of ordinary ones.
+            max_bytes: 10 << 30,
             unstarted: Duration::from_secs(24 * 3600),
         }
     }
@@ -131,6 +135,8 @@ pub struct JobsOptions {
     pub limits: RunLimits,
     /// Runs at the same time, all jobs together.
     pub max_running: usize,
+    /// Runs at the same time of all jobs of one source.
+    pub max_running_per_source: usize,
     /// Runs at the same time of one job.
     pub max_running_per_job: usize,
     /// Runs that wait; one more is refused with EAGAIN.
@@ -152,6 +158,7 @@ impl JobsOptions {
             policy: JobsPolicy::default(),
             limits: RunLimits::default(),
             max_running: 16,
+            max_running_per_source: 16,
             max_running_per_job: 16,
             max_queued: 1000,
             retention: Retention::default(),

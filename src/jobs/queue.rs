@@ -9,6 +9,7 @@ use super::run::Run;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct QueueLimits {
     pub(super) running: usize,
+    pub(super) per_source: usize,
     pub(super) per_job: usize,
     pub(super) waiting: usize,
 }
@@ -21,7 +22,9 @@ pub(super) struct Queue {
     /// Places promised to runs that are on their way into the queue.
     promised: usize,
     next: u64,
-    running: HashMap<String, usize>,
+    /// How many run, of each job and of each source.
+    of_job: HashMap<String, usize>,
+    of_source: HashMap<String, usize>,
     total: usize,
     /// No new places: the daemon stops.
     closed: bool,
@@ -50,7 +53,8 @@ impl Queue {
             waiting: BTreeMap::new(),
             promised: 0,
             next: 0,
-            running: HashMap::new(),
+            of_job: HashMap::new(),
+            of_source: HashMap::new(),
             total: 0,
             closed: false,
         }
@@ -102,10 +106,10 @@ impl Queue {
         }
     }
 
-    /// How many runs may run, all jobs together and of one job, if this run waits for a slot.
-    pub(super) fn waits(&self, number: u64) -> Option<(usize, usize)> {
+    /// The limits, if this run waits for a slot.
+    pub(super) fn waits(&self, number: u64) -> Option<QueueLimits> {
         let waits = self.waiting.values().any(|w| w.ready && w.run.number() == number);
-        waits.then_some((self.limits.running, self.limits.per_job))
+        waits.then_some(self.limits)
     }
 
     /// Takes a run out that will not run.
@@ -118,27 +122,38 @@ impl Queue {
         if self.total >= self.limits.running {
             return None;
         }
-        let room = |job: &str| self.running.get(job).copied().unwrap_or(0) < self.limits.per_job;
-        let next = self.waiting.iter().find(|(_, w)| w.ready && room(w.run.job_id())).map(|(seq, _)| *seq)?;
+        let below =
+            |counts: &HashMap<String, usize>, key: &str, most| counts.get(key).copied().unwrap_or(0) < most;
+        let room = |run: &Run| {
+            below(&self.of_job, run.job_id(), self.limits.per_job)
+                && below(&self.of_source, run.source(), self.limits.per_source)
+        };
+        let next = self.waiting.iter().find(|(_, w)| w.ready && room(&w.run)).map(|(seq, _)| *seq)?;
         let run = self.waiting.remove(&next)?.run;
-        self.occupy(run.job_id());
+        self.occupy(&run);
         Some(run)
     }
 
     /// Counts a run that runs already (adopted after a restart), above the limits if need be.
-    pub(super) fn occupy(&mut self, job_id: &str) {
-        *self.running.entry(job_id.to_owned()).or_default() += 1;
+    pub(super) fn occupy(&mut self, run: &Run) {
+        *self.of_job.entry(run.job_id().to_owned()).or_default() += 1;
+        *self.of_source.entry(run.source().to_owned()).or_default() += 1;
         self.total += 1;
     }
 
-    /// A run has ended.
-    pub(super) fn release(&mut self, job_id: &str) {
-        if let Some(count) = self.running.get_mut(job_id) {
-            *count -= 1;
-            self.total -= 1;
-            if *count == 0 {
-                self.running.remove(job_id);
-            }
+    /// A run that was picked or counted has ended.
+    pub(super) fn release(&mut self, run: &Run) {
+        one_less(&mut self.of_job, run.job_id());
+        one_less(&mut self.of_source, run.source());
+        self.total = self.total.saturating_sub(1);
+    }
+}
+
+fn one_less(counts: &mut HashMap<String, usize>, key: &str) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -149,8 +164,16 @@ mod tests {
     use super::super::record::samples;
     use super::*;
 
+    const LIMITS: QueueLimits = QueueLimits { running: 3, per_source: 9, per_job: 2, waiting: 6 };
+    const LIMITS_OF_NONE: QueueLimits = QueueLimits { running: 9, per_source: 9, per_job: 9, waiting: 9 };
+
     fn run(number: u64, job: &str) -> Arc<Run> {
-        let record = super::super::record::Record { job: job.into(), ..samples::numbered(number) };
+        run_of(number, "s", job)
+    }
+
+    fn run_of(number: u64, source: &str, job: &str) -> Arc<Run> {
+        let (source, job) = (source.to_owned(), job.to_owned());
+        let record = super::super::record::Record { source, job, ..samples::numbered(number) };
         Arc::new(Run::new(record, "/nonexistent".into(), ArgsText::default()))
     }
 
@@ -160,7 +183,7 @@ mod tests {
 
     #[test]
     fn keeps_order_and_limits() {
-        let mut queue = Queue::new(QueueLimits { running: 3, per_job: 2, waiting: 6 });
+        let mut queue = Queue::new(LIMITS);
         for (number, job) in [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "b"), (6, "b")] {
             queue.promise(1).unwrap();
             queue.push(run(number, job));
@@ -171,23 +194,35 @@ mod tests {
             queue.ready(number);
         }
         assert_eq!(picked(&mut queue), [1, 2, 4]);
-        queue.release("b");
+        queue.release(&run(4, "b"));
         assert_eq!(picked(&mut queue), [5]);
         queue.remove(6);
-        queue.release("a");
+        queue.release(&run(1, "a"));
         assert_eq!(picked(&mut queue), [3]);
-        queue.release("a");
+        queue.release(&run(2, "a"));
         assert_eq!(picked(&mut queue), [] as [u64; 0]);
     }
 
     #[test]
     fn a_run_whose_image_is_there_overtakes_one_that_waits_for_its_own() {
-        let mut queue = Queue::new(QueueLimits { running: 9, per_job: 9, waiting: 9 });
+        let mut queue = Queue::new(LIMITS_OF_NONE);
         queue.push(run(1, "a"));
         queue.push(run(2, "b"));
         queue.ready(2);
         assert_eq!(picked(&mut queue), [2]);
         queue.ready(1);
         assert_eq!(picked(&mut queue), [1]);
+    }
+
+    #[test]
+    fn a_source_has_a_limit_over_all_its_jobs() {
+        let mut queue = Queue::new(QueueLimits { per_source: 2, ..LIMITS_OF_NONE });
+        for (number, source, job) in [(1, "x", "a"), (2, "x", "b"), (3, "x", "c"), (4, "y", "d")] {
+            queue.push(run_of(number, source, job));
+            queue.ready(number);
+        }
+        assert_eq!(picked(&mut queue), [1, 2, 4]);
+        queue.release(&run_of(2, "x", "b"));
+        assert_eq!(picked(&mut queue), [3]);
     }
 }

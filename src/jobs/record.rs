@@ -22,7 +22,7 @@
 //! | `policy` | `profile`, `profile_asked`, `network`, `rootfs`, `findings` |
 //! | `plan_digest` | sha256 of `plan.json` |
 //! | `limits` | `cpu_millis`, `memory_bytes`, `pids`, `timeout_ms`, `tmp_bytes`, `out_bytes`, `log_bytes` |
-//! | `resources` | `cpu_usec`, `memory_peak`, `oom_killed`, `log_dropped_bytes` |
+//! | `resources` | `cpu_usec`, `memory_peak`, `oom_killed`, `log_dropped_bytes`, `bytes_fetched` |
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -104,6 +104,9 @@ pub(super) struct Record {
     pub eof_asked: bool,
     /// The executor was asked to start it: a shim may exist.
     pub launching: bool,
+    /// The boot of the machine (`/proc/sys/kernel/random/boot_id`) in which it was: what the folder of a run says of
+    /// shims is worth something only as long as the machine has not died since.
+    pub boot: Option<String>,
     pub cancel_asked: bool,
     pub shim: Option<ShimId>,
     pub policy: Value,
@@ -117,6 +120,8 @@ pub(super) struct Record {
     pub memory_peak: Option<u64>,
     pub oom_killed: Option<bool>,
     pub log_dropped: Option<u64>,
+    /// Bytes of the image that came from the registry because this run read them.
+    pub bytes_fetched: u64,
 }
 
 impl Record {
@@ -162,6 +167,7 @@ impl Record {
                 "memory_peak": self.memory_peak,
                 "oom_killed": self.oom_killed,
                 "log_dropped_bytes": self.log_dropped,
+                "bytes_fetched": self.bytes_fetched,
             },
         });
         pretty(&value)
@@ -291,6 +297,7 @@ pub(super) mod samples {
             stdin: false,
             eof_asked: false,
             launching: false,
+            boot: None,
             cancel_asked: false,
             shim: None,
             policy: Value::Null,
@@ -304,6 +311,7 @@ pub(super) mod samples {
             memory_peak: None,
             oom_killed: None,
             log_dropped: None,
+            bytes_fetched: 0,
         }
     }
 }

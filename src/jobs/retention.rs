@@ -56,17 +56,16 @@ fn collect(shared: &Shared, now_ms: u64) {
             _ => {}
         }
     }
-    // Oldest first; what stands before the last `max_finished` is too many.
-    finished.sort_by_key(|(ended, run)| (*ended, run.number()));
-    let too_many = finished.len().saturating_sub(keep.max_finished);
-    let too_old = |ended: u64| now_ms.saturating_sub(ended) > millis(keep.max_age);
-    due.extend(
-        finished
-            .iter()
-            .enumerate()
-            .filter(|(i, (ended, _))| *i < too_many || too_old(*ended))
-            .map(|(_, (_, run))| *run),
-    );
+    // Newest first: each is kept as long as it and those after it are neither too many nor too large.
+    finished.sort_by_key(|(ended, run)| std::cmp::Reverse((*ended, run.number())));
+    let mut bytes = 0_u64;
+    for (kept, (ended, run)) in finished.into_iter().enumerate() {
+        bytes = bytes.saturating_add(run.bytes_on_disk());
+        let too_old = now_ms.saturating_sub(ended) > millis(keep.max_age);
+        if too_old || kept >= keep.max_finished || bytes > keep.max_bytes {
+            due.push(run);
+        }
+    }
     for run in due {
         if let Err(e) = shared.remove(run) {
             tracing::warn!(run = run.id(), error = %e, "a run that is due stays");

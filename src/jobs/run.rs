@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -21,6 +21,7 @@ use super::options::Caller;
 use super::record::{ArgsAt, Record, pretty};
 use super::state::{Answer, RunState, Verb};
 use super::stdin::Stdin;
+use super::usage::disk_usage;
 
 /// What a run says whose arguments were lost with a daemon.
 pub(super) const WRITE_AGAIN: &str = "the arguments of this run were held in memory only, because the job takes secrets, and the daemon was started again: write args.json again";
@@ -31,11 +32,14 @@ pub struct Run {
     id: String,
     name: String,
     job_id: String,
+    source: String,
     owner: (u32, u32),
     dir: PathBuf,
     generation: AtomicU64,
     state: watch::Sender<RunState>,
     inner: Mutex<Inner>,
+    /// What the folder of the finished run takes.
+    on_disk: OnceLock<u64>,
     pub(super) stdin: Stdin,
 }
 
@@ -69,6 +73,7 @@ impl Run {
             id: record.id.clone(),
             name: record.name.clone(),
             job_id: record.job.clone(),
+            source: record.source.clone(),
             owner: (record.who.uid, record.group),
             dir,
             generation: AtomicU64::new(1),
@@ -82,8 +87,14 @@ impl Run {
                 text_lost: false,
                 removed: false,
             }),
+            on_disk: OnceLock::new(),
             stdin: Stdin::default(),
         }
+    }
+
+    /// Bytes on disk of a finished run's folder, which changes no more. Slow the first time.
+    pub(super) fn bytes_on_disk(&self) -> u64 {
+        *self.on_disk.get_or_init(|| disk_usage(&self.dir))
     }
 
     /// The run id: unique for ever.
@@ -104,6 +115,11 @@ impl Run {
     /// The job it is a run of.
     pub fn job_id(&self) -> &str {
         &self.job_id
+    }
+
+    /// The source of its job.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// User and group of its files: the caller's uid, the configured group.

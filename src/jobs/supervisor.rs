@@ -3,13 +3,29 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::executor::{Cause, Launch, Outcome, ShimId, Stop};
+use super::adopt;
+use super::executor::{Cause, Launch, Outcome, ShimId, Stop, revoke_offers};
 use super::handle::Shared;
 use super::layout;
 use super::options::ImageWanted;
 use super::record::{EXIT_CANCELED, EXIT_REFUSED, now_ms};
 use super::run::{Pending, Run};
 use super::state::RunState;
+
+/// What became of a launch.
+enum Launched {
+    /// A shim is up.
+    Shim(ShimId),
+    /// A shim has taken it and nobody knows how far it is.
+    Unknown,
+    /// No shim: the run is final.
+    Nothing,
+}
+
+/// The boot of this machine.
+pub(super) fn boot_id() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
 
 /// Command and arguments of a run, and its `PATH`; empty for one whose plan is gone.
 fn command(run: &Run) -> (Vec<String>, String) {
@@ -52,8 +68,11 @@ impl Shared {
 
     fn say_why_it_waits(&self, run: &Run) {
         let waits = self.queue().waits(run.number());
-        if let Some((all, one)) = waits {
-            let words = format!("waiting for a slot: at most {all} runs at a time, {one} of one job");
+        if let Some(limits) = waits {
+            let words = format!(
+                "waiting for a slot: at most {} runs at a time, {} of one source, {} of one job",
+                limits.running, limits.per_source, limits.per_job
+            );
             show_progress(run, words);
         }
     }
@@ -65,23 +84,26 @@ impl Shared {
             let Some(run) = self.queue().pick() else { return };
             let shared = Arc::clone(self);
             self.runtime.spawn(async move {
-                if let Some(shim) = shared.launch(&run).await {
-                    shared.follow(&run, shim).await;
+                match shared.launch(&run).await {
+                    Launched::Shim(shim) => shared.follow(&run, shim).await,
+                    Launched::Unknown => adopt::find(&shared, &run).await,
+                    Launched::Nothing => {}
                 }
-                shared.queue().release(run.job_id());
+                shared.queue().release(&run);
                 shared.pump();
             });
         }
     }
 
-    /// From queued to running. `None` when it came to nothing; the run is final then.
-    async fn launch(self: &Arc<Self>, run: &Arc<Run>) -> Option<ShimId> {
+    /// From queued to running.
+    async fn launch(self: &Arc<Self>, run: &Arc<Run>) -> Launched {
         let (pending, written) = {
             let mut inner = run.lock();
             if inner.record.state != RunState::Queued {
-                return None;
+                return Launched::Nothing;
             }
             inner.record.launching = true;
+            inner.record.boot = boot_id();
             inner.record.progress = None;
             let written = self.write_down(&inner.record);
             (inner.pending.take(), written)
@@ -93,21 +115,23 @@ impl Shared {
         };
         if let Err(why) = durable {
             self.end_unstarted(run, EXIT_REFUSED, format!("it was not started: {why}"));
-            return None;
+            return Launched::Nothing;
         }
         if run.lock().record.cancel_asked {
             self.end_canceled(run);
-            return None;
+            return Launched::Nothing;
         }
         let Some(pending) = pending else {
             self.end_unstarted(run, EXIT_REFUSED, "it was not started: its plan is gone".into());
-            return None;
+            return Launched::Nothing;
         };
         match self.ask_executor(run, pending).await {
-            Ok(shim) => Some(self.is_running(run, shim)),
+            Ok(shim) => Launched::Shim(self.is_running(run, shim)),
+            // The one who was asked may have failed after the shim had begun.
+            Err(_) if revoke_offers(run.dir()).is_ok_and(|revoked| !revoked) => Launched::Unknown,
             Err(why) => {
                 self.end_unstarted(run, EXIT_REFUSED, why);
-                None
+                Launched::Nothing
             }
         }
     }
@@ -193,7 +217,7 @@ impl Shared {
         self.end_without_shim(run, RunState::Failed, exit_code, why);
     }
 
-    fn end_canceled(&self, run: &Arc<Run>) {
+    pub(super) fn end_canceled(&self, run: &Arc<Run>) {
         self.end_without_shim(run, RunState::Canceled, EXIT_CANCELED, "canceled before it ran".into());
     }
 

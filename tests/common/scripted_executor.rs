@@ -5,7 +5,8 @@
 //! | (none), `hang` | it runs until [`World::finish`], a cancel or a signal |
 //! | `exit N` | it ends at once with N |
 //! | `refuse` | the runtime cannot start it |
-//! | `slow` | start does not return until [`World::let_start`]; the shim comes up then, for whoever is alive |
+//! | `unclaimed` | it is offered, and no shim ever comes |
+//! | `slow` | a shim takes the launch and then nothing happens until [`World::let_start`]; it comes up then, for whoever is alive |
 #![allow(clippy::unwrap_used)] // the helpers of a test are tests too
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use addonfs::jobs::executor::{
     Cause, EXIT_FILE, Executor, Launch, LaunchSpec, NetworkSpec, Outcome, RuntimeInfo, SHIM_FILE, ShimId,
-    Stop,
+    Stop, offered_name, take_offer,
 };
 use addonfs::policy::addon::Network;
 use async_trait::async_trait;
@@ -31,6 +32,8 @@ pub struct World {
     shims: Mutex<HashMap<PathBuf, Arc<End>>>,
     /// Everything that was launched, in order.
     pub launched: Mutex<Vec<LaunchSpec>>,
+    /// The folders of the runs whose shim came up, in order.
+    pub came_up: Mutex<Vec<PathBuf>>,
     /// The secrets of each launch.
     pub secrets: Mutex<Vec<Vec<(String, String)>>>,
     /// What shims were told.
@@ -47,6 +50,7 @@ impl World {
         Arc::new(Self {
             shims: Mutex::default(),
             launched: Mutex::default(),
+            came_up: Mutex::default(),
             secrets: Mutex::default(),
             stops: Mutex::default(),
             runtime: Mutex::new(Ok(RuntimeInfo {
@@ -86,6 +90,7 @@ impl World {
     }
 
     fn come_up(&self, launch: &Launch) -> ShimId {
+        self.came_up.lock().unwrap().push(launch.run_dir.clone());
         let shim = ShimId { pid: self.pids.fetch_add(1, Ordering::Relaxed), start_ticks: 7 };
         std::fs::write(launch.run_dir.join(SHIM_FILE), serde_json::to_vec(&shim).unwrap()).unwrap();
         self.shims.lock().unwrap().insert(launch.run_dir.clone(), Arc::new(watch::Sender::new(None)));
@@ -130,8 +135,8 @@ impl Executor for ScriptedExecutor {
 
     async fn start(&self, launch: Launch) -> Result<ShimId, String> {
         let world = &self.0;
-        std::fs::write(launch.run_dir.join("launch.json"), serde_json::to_vec(&launch.spec).unwrap())
-            .unwrap();
+        let offer = launch.run_dir.join(offered_name());
+        std::fs::write(&offer, serde_json::to_vec(&launch.spec).unwrap()).unwrap();
         world.launched.lock().unwrap().push(launch.spec.clone());
         let secrets = launch.secrets.iter().map(|(name, value)| (name.clone(), value.to_string()));
         world.secrets.lock().unwrap().push(secrets.collect());
@@ -139,6 +144,8 @@ impl Executor for ScriptedExecutor {
             launch.spec.env.iter().find(|(name, _)| name == "ARG_THEN").map(|(_, value)| value.as_str());
         match then.unwrap_or("hang") {
             "refuse" => return Err("the runtime said no".into()),
+            "unclaimed" => std::future::pending().await,
+            _ if !take_offer(&offer).unwrap() => return Err("the launch was revoked".into()),
             "slow" => {
                 world.gate.subscribe().wait_for(|open| *open).await.map_err(|e| e.to_string())?;
             }

@@ -38,10 +38,11 @@ fn start_with(
     json["version"] = 2.into();
     json["runtime"] = which(host.runtime).into();
     json["network_tool"] = tool.into();
-    fs::write(dir.join("launch.json"), json.to_string()).expect("launch.json");
+    let offer = dir.join("launch-1.json");
+    fs::write(&offer, json.to_string()).expect("launch.json");
     nix::unistd::mkfifo(&dir.join("control"), nix::sys::stat::Mode::S_IRWXU).expect("control");
     if who == AS_NOBODY {
-        for path in [dir.clone(), dir.join("launch.json"), dir.join("control")] {
+        for path in [dir.clone(), offer.clone(), dir.join("control")] {
             chown(path, Some(NOBODY), Some(NOBODY)).expect("chown");
         }
     }
@@ -51,10 +52,10 @@ fn start_with(
         fs::copy(env!("CARGO_BIN_EXE_addonfs"), &program).expect("copy");
     }
     let shim =
-        "sh -c 'exec 5<>\"$1/control\" 2>\"$1/shim.log\"; exec \"$0\" __shim \"$1\" control=5' \"$0\" \"$1\"";
+        "sh -c 'exec 5<>\"$1/control\" 2>\"$1/shim.log\"; exec \"$0\" __shim \"$2\" control=5' \"$0\" \"$1\" \"$2\"";
     let child = Command::new("unshare")
         .args(["--mount", "sh", "-ec", &format!("{prelude}\n{who} {shim}")])
-        .args([&program, &dir])
+        .args([&program, &dir, &offer])
         .stdin(Stdio::null())
         .current_dir("/")
         .spawn()

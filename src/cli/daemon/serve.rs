@@ -190,6 +190,7 @@ impl Opened {
             sink,
             Handle::current(),
         )?;
+        jobs.keep_sources(&config.sources.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>());
         let images = Arc::new(Images::new(wiring::owner(), &options.other_side()));
         let (stopper, stops) = shutdown::channel()?;
         let facts = Arc::new(DaemonFacts {
@@ -307,6 +308,11 @@ impl Opened {
                         board.read_refused(&tree, words);
                     }
                 }));
+        let jobs = self.facts.jobs.clone();
+        let connection = connection.on_fetched(Arc::new(move |process| {
+            let (jobs, run) = (jobs.clone(), jobs.run_of_process(process)?);
+            Some(Arc::new(move |bytes| jobs.count_fetched(&run, bytes)))
+        }));
         let init = init(&device, memory)?;
         let (serving, _) =
             Serving::start(connection, device, Some(init)).context("cannot serve the image trees")?;

@@ -122,6 +122,7 @@ pub(crate) fn jobs_options(
     jobs.policy = jobs_policy(&config.policy);
     jobs.limits = config.jobs.limits;
     jobs.max_running = config.jobs.max_running;
+    jobs.max_running_per_source = config.jobs.max_running_per_source;
     jobs.max_running_per_job = config.jobs.max_running_per_job;
     jobs.max_queued = config.jobs.max_queued;
     jobs.retention = config.jobs.retention;

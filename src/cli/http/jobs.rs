@@ -70,7 +70,8 @@ fn not_found(job: &str) -> Problem {
 }
 
 fn takes_nothing(job: &Job) -> bool {
-    let argspec = &job.descriptor()["argspec"];
+    let descriptor = job.descriptor();
+    let argspec = &descriptor["argspec"];
     let named = argspec["properties"].as_object().is_some_and(|properties| !properties.is_empty());
     !named && argspec["additionalProperties"] == false
 }
@@ -91,7 +92,7 @@ pub(super) async fn one(State(api): State<Api>, Path(id): Path<String>) -> Resul
 
 /// `job.json`, with the source as an object.
 fn shown(job: &Job) -> Value {
-    let mut shown = job.descriptor().clone();
+    let mut shown = job.descriptor();
     shown["source"] = json!({"name": job.source(), "type": "oci"});
     shown
 }

@@ -13,6 +13,7 @@ use super::{Inner, Wanted};
 use crate::fetch::error::{Class, FetchError, Side};
 use crate::fetch::index::decode::MAX_SPAN;
 use crate::fetch::index::file::FileRecord;
+use crate::fetch::meter::{self, Meter};
 use crate::fetch::store::LARGE_FILE;
 use crate::fetch::verified::VerifiedBytes;
 use crate::policy::digest::Digest;
@@ -96,7 +97,7 @@ impl Inner {
                     known.insert((self.blob.digest, number), flight.clone());
                 }
                 flights.push(flight);
-                tokio::spawn(Arc::clone(self).fly(group, needed, file, landing));
+                tokio::spawn(Arc::clone(self).fly(group, needed, file, landing, meter::current()));
             }
         }
         flights
@@ -108,10 +109,15 @@ impl Inner {
         needed: Range<usize>,
         file: Option<FileRecord>,
         landing: tokio::sync::oneshot::Sender<Result<Arc<Spans>, FetchError>>,
+        meter: Option<Meter>,
     ) {
         let landing_strip = Landing { inner: Arc::clone(&self), group: group.clone() };
         tracing::debug!(layer = %self.blob.digest, path = self.name(needed.start), ?needed, ?group, "fetching");
+        let (_, bytes) = self.range(group.clone());
         let result = self.bring(group, needed).await.map(Arc::new);
+        if let (Ok(_), Some(meter)) = (&result, meter) {
+            meter(bytes);
+        }
         drop(landing_strip);
         // Nobody may be waiting any more.
         drop(landing.send(result));
@@ -193,7 +199,7 @@ impl Inner {
 
     /// Fetches the whole layer again, because it cannot be read in parts, and answers from the store.
     pub(super) async fn restore(self: &Arc<Self>, wanted: &Wanted) -> Result<VerifiedBytes, FetchError> {
-        let (inner, wanted) = (Arc::clone(self), *wanted);
+        let (inner, wanted, meter) = (Arc::clone(self), *wanted, meter::current());
         // A task of its own: it goes on when the caller goes away, and others find its result.
         let task = tokio::spawn(async move {
             let turn = inner.store.ingest_turn(&inner.blob.digest);
@@ -202,6 +208,9 @@ impl Inner {
                 return Ok(bytes);
             }
             crate::fetch::ingest::ingest(&inner.store, &inner.source, &inner.blob, None, None).await?;
+            if let Some(meter) = meter {
+                meter(inner.blob.size);
+            }
             inner.local(&wanted).ok_or_else(|| {
                 let what = format!(
                     "layer {} can only be kept whole and the cache quota is too small for it: raise cache.quota",

@@ -32,6 +32,7 @@ use super::owed::Owed;
 use super::raw;
 use crate::fetch::error::FetchError;
 use crate::fetch::layer::Read;
+use crate::fetch::meter::{Meter, counted};
 use crate::fs::errno::errno;
 use crate::fs::error::FsError;
 use crate::fs::image::images::{Attr, Found, Images, Lasting, Side};
@@ -66,6 +67,9 @@ impl Default for ReadLimits {
 /// Who is told of a refused read: its inode and the words behind the errno. Called in a task of the runtime.
 pub type Refused = Arc<dyn Fn(u64, &str) + Send + Sync>;
 
+/// Who accounts for what the reads of a process fetch. Asked in a task of the runtime, only for reads that must wait.
+pub type Accounts = Arc<dyn Fn(u32) -> Option<Meter> + Send + Sync>;
+
 /// The file system of an image connection.
 pub struct ImageFs {
     side: Side,
@@ -75,6 +79,7 @@ pub struct ImageFs {
     limits: ReadLimits,
     budget: Arc<Semaphore>,
     refused: Refused,
+    accounts: Accounts,
     no_opendir: bool,
 }
 
@@ -99,7 +104,15 @@ impl ImageFs {
     ) -> Self {
         let budget = Arc::new(Semaphore::new(limits.pending_bytes as usize));
         let refused: Refused = Arc::new(|_, _| {});
-        Self { side, images, backings, runtime, limits, budget, refused, no_opendir: false }
+        let accounts: Accounts = Arc::new(|_| None);
+        Self { side, images, backings, runtime, limits, budget, refused, accounts, no_opendir: false }
+    }
+
+    /// Has `accounts` say who accounts for what a process fetches.
+    #[must_use]
+    pub fn on_fetched(mut self, accounts: Accounts) -> Self {
+        self.accounts = accounts;
+        self
     }
 
     /// Tells `refused` of every read that comes to nothing.
@@ -115,19 +128,20 @@ impl ImageFs {
         ino: u64,
         content: BoxFuture<'static, Result<B, FetchError>>,
         size: u32,
+        process: u32,
         reply: ReplyData,
     ) {
         let reply = Owed::new(reply);
         let budget = Arc::clone(&self.budget);
         let share = size.min(self.limits.pending_bytes);
         let deadline = self.limits.deadline;
-        let refused = Arc::clone(&self.refused);
+        let (refused, accounts) = (Arc::clone(&self.refused), Arc::clone(&self.accounts));
         self.runtime.spawn(async move {
             let mut permit = None;
             let fetched = tokio::time::timeout(deadline, async {
                 permit = budget.acquire_many_owned(share).await.ok();
                 // a task of its own, so that it goes on when nobody waits any more
-                tokio::spawn(content).await
+                tokio::spawn(counted(accounts(process), content)).await
             });
             let (error, words) = match fetched.await {
                 Ok(Ok(Ok(bytes))) => return reply.answer(|reply| reply.data(&bytes)),
@@ -336,7 +350,7 @@ impl Filesystem for ImageFs {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -347,13 +361,13 @@ impl Filesystem for ImageFs {
     ) {
         if is_streaming(ino.0) {
             return match self.images.streams().read(ino.0, offset, size) {
-                Ok(content) => self.miss(ino.0, content, size, reply),
+                Ok(content) => self.miss(ino.0, content, size, request.pid(), reply),
                 Err(error) => reply.error(number(&error)),
             };
         }
         match self.images.read(ino.0, offset, size) {
             Ok(Read::Ready(bytes)) => reply.data(&bytes),
-            Ok(Read::Pending(content)) => self.miss(ino.0, content, size, reply),
+            Ok(Read::Pending(content)) => self.miss(ino.0, content, size, request.pid(), reply),
             Err(error) => reply.error(number(&error)),
         }
     }

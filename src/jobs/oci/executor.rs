@@ -18,7 +18,9 @@ use super::network::{self, Tool};
 use super::probe::{self, Probe};
 use super::waiting::{wait_blocking, wait_gone};
 use super::{control, shim, sweep};
-use crate::jobs::executor::{Cause, Executor, Launch, NetworkSpec, Outcome, RuntimeInfo, ShimId, Stop};
+use crate::jobs::executor::{
+    Cause, Executor, Launch, NetworkSpec, Outcome, RuntimeInfo, ShimId, Stop, offered_name,
+};
 use crate::jobs::spawner::{Helper, Spawner, memory_file};
 use crate::policy::addon::Network;
 
@@ -179,7 +181,8 @@ impl Inner {
             let _ = fs::remove_file(run_dir.join(stale));
         }
         let file = ShimLaunch::new(spec, runtime.path.clone(), tool);
-        launch::write_json(&run_dir.join(launch::LAUNCH), &file).map_err(|e| words(launch::LAUNCH, &e))?;
+        let offer = run_dir.join(offered_name());
+        launch::write_json(&offer, &file).map_err(|e| words(launch::LAUNCH, &e))?;
         // Opened here and passed on: what is written as soon as we return has a reader already.
         let both_ways = |name: &str| {
             let path = run_dir.join(name);
@@ -194,7 +197,7 @@ impl Inner {
         fds.extend(stdin.as_ref().map(|file| ("stdin", file.as_fd())));
         fds.extend(secrets.as_ref().map(|file| ("secrets", file.as_fd())));
         fds.extend(namespace.as_ref().map(|fd| ("network", fd.as_fd())));
-        let args = vec![shim::ENTRY.into(), run_dir.clone().into()];
+        let args = vec![shim::ENTRY.into(), offer.into()];
         let log = run_dir.join(launch::LOG);
         let who = self.spawner.start_detached_blocking(args, Some(&log), &fds)?;
         Ok(ShimId { pid: who.pid, start_ticks: who.start_ticks })

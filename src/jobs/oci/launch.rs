@@ -1,7 +1,8 @@
 //! The files by which daemon and shim speak about a run, all in the run's folder on disk.
 //!
 //! ```text
-//! launch.json   the launch, no secrets: LaunchSpec and what the daemon chose for it       daemon -> shim
+//! launch-X.json the launch, no secrets: LaunchSpec and what the daemon chose for it; is    daemon -> shim
+//!               launch.json from the moment in which a shim has taken it
 //! control       named pipe, commands for a live shim, one a line                          daemon -> shim
 //! stdin         named pipe, the job's standard input, where the launch asks for one       anybody -> job
 //! shim.json     who the shim is and what must be cleaned if it is killed                  shim -> daemon

@@ -35,5 +35,6 @@ mod user;
 mod userns;
 mod waiting;
 
+pub(in crate::jobs) use cgroup::run_id_of_process;
 pub use executor::{OciExecutor, OciOptions};
 pub use user::{JobUser, resolve as resolve_user};

@@ -20,8 +20,8 @@ mod server;
 pub(in crate::jobs) use client::memory_file;
 pub use client::{Helper, HelperOutput, Spawner};
 pub(in crate::jobs) use descriptors::{adopt, close_all_at_exec};
-pub(in crate::jobs) use process::exited;
 pub use process::{Identity, identity_of, is_alive};
+pub(in crate::jobs) use process::{exited, parent_of};
 pub use server::main;
 
 /// The first argument of the re-executed program.

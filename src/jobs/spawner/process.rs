@@ -38,16 +38,28 @@ pub(in crate::jobs) async fn exited(pidfd: OwnedFd) -> io::Result<()> {
     pidfd.readable().await.map(drop)
 }
 
+/// The parent of a process.
+pub(in crate::jobs) fn parent_of(pid: i32) -> io::Result<i32> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    after_name(&stat)
+        .and_then(|text| text.split_ascii_whitespace().nth(1)?.parse().ok()) // field 4
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc stat line"))
+}
+
 fn state_and_start(pid: i32) -> io::Result<(u8, u64)> {
     let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
     parse_stat(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc stat line"))
 }
 
-/// The name (field 2) stands in parentheses and may hold anything, so fields are counted from the last `)`.
+/// Field 3 and what follows. The name (field 2) stands in parentheses and may hold anything, so fields are counted from
+/// the last `)`.
+fn after_name(stat: &[u8]) -> Option<&str> {
+    let end = stat.iter().rposition(|&b| b == b')')?;
+    std::str::from_utf8(stat.get(end + 1..)?).ok()
+}
+
 fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
-    let after_name = stat.iter().rposition(|&b| b == b')')?;
-    let text = std::str::from_utf8(stat.get(after_name + 1..)?).ok()?;
-    let mut fields = text.split_ascii_whitespace();
+    let mut fields = after_name(stat)?.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?; // field 3
     let start = fields.nth(18)?.parse().ok()?; // field 22
     Some((state, start))
@@ -68,6 +80,7 @@ mod tests {
     fn we_live_and_a_reused_pid_is_another() {
         let us = identity_of(std::process::id() as i32).unwrap();
         assert!(is_alive(us));
+        assert_eq!(parent_of(us.pid).unwrap(), nix::unistd::getppid().as_raw());
         assert!(!is_alive(Identity { start_ticks: us.start_ticks + 1, ..us }));
     }
 }

@@ -120,6 +120,7 @@ impl Board {
             drop(entries);
             if let Some(jobs) = self.jobs.get() {
                 gone.iter().filter(|(_, visible)| *visible).for_each(|(name, _)| jobs.uninstall(name));
+                jobs.keep_sources(&specs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>());
             }
         }
         done.removed = gone.into_iter().map(|(name, _)| name).collect();

@@ -78,6 +78,17 @@ pub(super) fn for_runtime(is_embedded: bool) -> Cgroups {
     if is_embedded || found.at_root() { found } else { Cgroups::default() }
 }
 
+/// The run whose control group a process is in: its group's name, wherever in the hierarchy that is.
+pub(in crate::jobs) fn run_id_of_process(pid: u32) -> Option<String> {
+    run_id_in(&std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+}
+
+/// The same from the text of `/proc/PID/cgroup` (cgroups(7)).
+fn run_id_in(text: &str) -> Option<String> {
+    let groups = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    groups.flat_map(|path| path.split('/')).find_map(|name| name.strip_prefix(PREFIX)).map(str::to_owned)
+}
+
 impl Cgroups {
     /// Looks at the mounts and the groups of this process.
     pub(super) fn detect() -> Self {
@@ -235,6 +246,15 @@ fn v2_controllers(base: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_group() {
+        let unified = format!("0::/{PREFIX}r7-0123abcd/below\n");
+        assert_eq!(run_id_in(&unified).as_deref(), Some("r7-0123abcd"));
+        let hybrid = format!("5:memory:/\n4:pids:/x.slice/{PREFIX}r8-0123abcd\n0::/\n");
+        assert_eq!(run_id_in(&hybrid).as_deref(), Some("r8-0123abcd"));
+        assert_eq!(run_id_in("0::/user.slice\n"), None);
+    }
 
     const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
         32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\

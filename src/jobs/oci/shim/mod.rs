@@ -1,6 +1,6 @@
-//! The process that owns one run: `addonfs __shim RUN_DIR control=N [stdin=N] [secrets=N] [network=N]`.
+//! The process that owns one run: `addonfs __shim RUN_DIR/launch-X.json control=N [stdin=N] [secrets=N] [network=N]`.
 //!
-//! In: `launch.json`, the secrets by a descriptor. Out: the files named in `launch`. It is started by the spawner and
+//! In: the launch, which it makes its own by the name `launch.json` before anything else; the secrets by a descriptor. Out: the files named in `launch`. It is started by the spawner and
 //! is nobody's child, so daemons come and go while it works. It mounts in a namespace of its own, has the runtime
 //! start the container and exit, becomes the reaper of the job's process, copies output, enforces the timeout, obeys
 //! `control`, and in the end takes everything down, writes `exit.json` and is gone. It is single-threaded.
@@ -40,7 +40,7 @@ use super::mask::Masker;
 use super::network::{self, UserNetwork};
 use super::user::{self, JobUser};
 use super::{bundle, userns};
-use crate::jobs::executor::{NetworkSpec, Outcome, ShimId};
+use crate::jobs::executor::{NetworkSpec, Outcome, ShimId, take_offer};
 use crate::jobs::spawner;
 
 /// The first argument of the re-executed program.
@@ -52,8 +52,18 @@ pub fn main(args: &[OsString]) -> ExitCode {
     let _ = rustix::thread::set_name(c"addonfs-shim");
     // Mount points that the runtime makes in the root are for the job's user too; what must be private says so.
     umask(Mode::from_bits_truncate(0o022));
-    let Some((run_dir, fds)) = args.split_first() else { return ExitCode::FAILURE };
-    let run_dir = PathBuf::from(run_dir);
+    let Some((offer, fds)) = args.split_first() else { return ExitCode::FAILURE };
+    let offer = PathBuf::from(offer);
+    let Some(run_dir) = offer.parent().map(Path::to_owned) else { return ExitCode::FAILURE };
+    match take_offer(&offer) {
+        Ok(true) => {}
+        // A daemon came between and took the launch back: the run is not ours.
+        Ok(false) => return ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("addonfs shim: {}: {e}", offer.display());
+            return ExitCode::FAILURE;
+        }
+    }
     let outcome = match Inherited::take(fds) {
         Ok(inherited) => run(&run_dir, inherited),
         Err(words) => refused(words),
