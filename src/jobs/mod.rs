@@ -31,6 +31,7 @@ pub mod executor;
 mod handle;
 mod journal;
 mod layout;
+mod log;
 pub mod oci;
 mod options;
 mod plan;
@@ -53,6 +54,7 @@ pub use descriptor::{Finding, Job};
 pub use direct::Order;
 pub use error::JobError;
 pub use handle::{Counts, Jobs};
+pub use log::Log;
 pub use options::{
     Caller, EnsureImage, ImageWanted, JobsOptions, JobsPolicy, Progress, ROOT_IMAGE_SUFFIX, Retention,
     RunLimits,

@@ -17,6 +17,7 @@ use super::args::ArgsText;
 use super::error::JobError;
 use super::executor::LaunchSpec;
 use super::layout::{ARGS_RAW, PLAN};
+use super::log::{Log, first_kept};
 use super::options::Caller;
 use super::record::{ArgsAt, Record, pretty};
 use super::state::{Answer, RunState, Verb};
@@ -184,6 +185,23 @@ impl Run {
         }
         drop(inner);
         std::fs::read(self.dir.join(PLAN)).unwrap_or_default().into()
+    }
+
+    /// One of its logs (`stdout`, `stderr`), for one reader; `None` as long as nothing was written.
+    pub fn open_log(&self, name: &str) -> Option<Log> {
+        Log::open(std::fs::File::open(self.dir.join(name)).ok()?, self.log_limit()).ok()
+    }
+
+    /// Bytes that a reader of the log would find now, and when it was last written.
+    pub fn stat_log(&self, name: &str) -> Option<(u64, std::time::SystemTime)> {
+        let found = std::fs::metadata(self.dir.join(name)).ok()?;
+        let kept = found.len() - first_kept(found.len(), self.log_limit());
+        Some((kept, found.modified().ok()?))
+    }
+
+    /// The most bytes of one log, as they were fixed at start.
+    fn log_limit(&self) -> u64 {
+        self.lock().record.limits["log_bytes"].as_u64().unwrap_or(u64::MAX)
     }
 
     /// Content of `exit_code`: a number and a newline, empty until it is known.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
 use addonfs::jobs::executor::{Executor, Stop};
@@ -45,13 +46,19 @@ fn run_dir_is_limited_and_kept_after_a_failure() {
 }
 
 #[test]
-fn logs_are_limited_and_the_rest_is_counted() {
+fn of_logs_the_newest_part_is_kept_and_the_rest_is_counted() {
     with_each_runtime(|host| {
         let mut spec = host.sh("yes 0123456789 | head -c 1000000; echo err >&2");
-        spec.log_bytes = 1000;
+        spec.log_bytes = 64 << 10;
         let done = host.run(spec);
-        assert_eq!((done.code(), done.stdout.len(), done.stderr.as_str()), (Some(0), 1000, "err\n"));
-        assert_eq!(done.outcome.log_dropped, 999_000);
+        assert_eq!((done.code(), done.stdout.len(), done.stderr.as_str()), (Some(0), 1_000_000, "err\n"));
+        // Above the limit the oldest quarters go: they are a hole, and take no room.
+        let first = (1_000_000_u64 - (64 << 10)).div_ceil(16 << 10) * (16 << 10);
+        assert_eq!(done.outcome.log_dropped, first);
+        let (hole, kept) = done.stdout.as_bytes().split_at(usize::try_from(first).unwrap());
+        assert!(hole.iter().all(|byte| *byte == 0) && !kept.contains(&0));
+        let blocks = fs::metadata(done.dir.join("stdout")).expect("stdout").blocks();
+        assert!(blocks * 512 <= 80 << 10, "{blocks} blocks");
     });
 }
 

@@ -51,8 +51,7 @@ fn start_with(
     if !program.exists() {
         fs::copy(env!("CARGO_BIN_EXE_addonfs"), &program).expect("copy");
     }
-    let shim =
-        "sh -c 'exec 5<>\"$1/control\" 2>\"$1/shim.log\"; exec \"$0\" __shim \"$2\" control=5' \"$0\" \"$1\" \"$2\"";
+    let shim = "sh -c 'exec 5<>\"$1/control\" 2>\"$1/shim.log\"; exec \"$0\" __shim \"$2\" control=5' \"$0\" \"$1\" \"$2\"";
     let child = Command::new("unshare")
         .args(["--mount", "sh", "-ec", &format!("{prelude}\n{who} {shim}")])
         .args([&program, &dir, &offer])

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::attr::DirEntry;
 use super::lock;
 use super::reply::Reply;
+use crate::jobs::Log;
 
 /// State of an open file.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub(super) enum Handle {
     Ctl(Arc<Mutex<Reply>>),
     /// A file on disk that grows.
     Disk(Arc<File>),
+    /// A log of a run, and how far it has moved on since.
+    Log(Arc<Log>),
     /// A listing as it was when it was opened.
     Listing(Arc<Vec<DirEntry>>),
 }

@@ -18,7 +18,7 @@ use super::stat::run_log;
 use super::tree::Node;
 use super::{ControlTree, lock};
 use crate::fs::error::FsError;
-use crate::jobs::RunState;
+use crate::jobs::{Log, RunState};
 
 /// How a file was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,9 @@ impl ControlTree {
                 Some(Handle::Content { bytes, finished: false })
             }
             Found::Run(_, Slot::Ctl) => Some(Handle::Ctl(Arc::default())),
-            Found::Run(run, slot) => run_log(run, *slot).and_then(|path| open_log(&path)),
+            Found::Run(run, slot) => {
+                run_log(*slot).and_then(|name| run.open_log(name)).map(|log| Handle::Log(Arc::new(log)))
+            }
             Found::Static(..) => match found.node() {
                 Some(Node::Fact(fact)) => {
                     Some(Handle::Content { bytes: self.open_fact(ino, handle, fact), finished: false })
@@ -87,6 +89,7 @@ impl ControlTree {
         }
         match self.handles.get(handle) {
             Some(Handle::Disk(file)) => read_disk(&file, offset, size),
+            Some(Handle::Log(log)) => read_log(&log, offset, size),
             Some(Handle::Ctl(reply)) => Ok(lock(&reply).read(offset, size)), // its run was removed
             Some(Handle::Content { bytes, finished }) if !(finished && offset == 0) => {
                 self.give(ino, handle, bytes, offset, size)
@@ -111,6 +114,7 @@ impl ControlTree {
         self.handles.set(handle, open.clone());
         match open {
             Handle::Disk(file) => read_disk(&file, offset, size),
+            Handle::Log(log) => read_log(&log, offset, size),
             Handle::Content { bytes, .. } => self.give(ino, handle, bytes, offset, size),
             Handle::Ctl(_) | Handle::Listing(_) => Err(FsError::Stale),
         }
@@ -182,6 +186,13 @@ fn takes_writes(found: &Found) -> bool {
 /// A file that grows. One that is not there yet is empty.
 fn open_log(path: &Path) -> Option<Handle> {
     File::open(path).ok().map(|file| Handle::Disk(Arc::new(file)))
+}
+
+fn read_log(log: &Log, offset: u64, size: u32) -> Result<Vec<u8>, FsError> {
+    let mut buffer = vec![0; size as usize];
+    let read = log.read_at(&mut buffer, offset);
+    buffer.truncate(read.map_err(|error| FsError::Internal(format!("the log cannot be read: {error}")))?);
+    Ok(buffer)
 }
 
 fn read_disk(file: &File, offset: u64, size: u32) -> Result<Vec<u8>, FsError> {

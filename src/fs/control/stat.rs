@@ -66,10 +66,10 @@ impl ControlTree {
         let (kind, size, mtime) = match slot {
             Slot::Dir | Slot::Out => (Kind::Dir, 0, born),
             Slot::Link => (Kind::Symlink, link_target(run).len() as u64, born),
-            Slot::Stdout | Slot::Stderr => match run_log(run, slot).and_then(|path| path.metadata().ok()) {
-                Some(found) => (Kind::File, found.len(), found.modified().unwrap_or(born)),
-                None => (Kind::File, 0, born),
-            },
+            Slot::Stdout | Slot::Stderr => {
+                let (size, written) = run_log(slot).and_then(|name| run.stat_log(name)).unwrap_or((0, born));
+                (Kind::File, size, written)
+            }
             slot if slot.is_rendered() => {
                 let view = self.view_run(run, slot);
                 (Kind::File, view.bytes.len() as u64, view.changed)
@@ -117,11 +117,11 @@ impl ControlTree {
     }
 }
 
-/// The file on disk behind `stdout` or `stderr`.
-pub(super) fn run_log(run: &Run, slot: Slot) -> Option<PathBuf> {
+/// The log that is `stdout` or `stderr`.
+pub(super) const fn run_log(slot: Slot) -> Option<&'static str> {
     match slot {
-        Slot::Stdout => Some(run.dir().join("stdout")),
-        Slot::Stderr => Some(run.dir().join("stderr")),
+        Slot::Stdout => Some("stdout"),
+        Slot::Stderr => Some("stderr"),
         _ => None,
     }
 }

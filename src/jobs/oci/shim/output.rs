@@ -1,7 +1,7 @@
-//! One stream of the job into one bounded file.
+//! One stream of the job into one bounded log.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
+use crate::jobs::log::LogWriter;
 use crate::jobs::oci::mask::Masker;
 
 /// How much is read at once: what a pipe holds.
@@ -20,11 +21,8 @@ const PIECE: usize = 64 << 10;
 pub(super) struct Output {
     /// `None` at the end of the stream.
     pipe: Option<File>,
-    file: File,
+    log: LogWriter,
     masker: Masker,
-    /// Bytes the file may still grow.
-    room: u64,
-    dropped: u64,
     buffer: Vec<u8>,
 }
 
@@ -35,7 +33,8 @@ impl Output {
         let (ours, theirs) = io::pipe()?;
         fcntl_setfl(&ours, fcntl_getfl(&ours)? | OFlags::NONBLOCK)?;
         let pipe = Some(File::from(OwnedFd::from(ours)));
-        Ok((Self { pipe, file, masker, room: limit, dropped: 0, buffer: Vec::new() }, theirs.into()))
+        let log = LogWriter::new(file, limit);
+        Ok((Self { pipe, log, masker, buffer: Vec::new() }, theirs.into()))
     }
 
     /// What to poll; `None` at the end of the stream.
@@ -90,16 +89,10 @@ impl Output {
 
     /// Bytes that did not fit the limit or the disk.
     pub(super) fn dropped(&self) -> u64 {
-        self.dropped
+        self.log.dropped()
     }
 
     fn flush(&mut self) {
-        let fits = usize::try_from(self.room).unwrap_or(usize::MAX).min(self.buffer.len());
-        let written = match self.buffer.get(..fits) {
-            Some(bytes) if self.file.write_all(bytes).is_ok() => fits,
-            _ => 0, // a full disk must not end the job
-        };
-        self.room -= written as u64;
-        self.dropped += (self.buffer.len() - written) as u64;
+        self.log.append(&self.buffer);
     }
 }
