@@ -196,7 +196,9 @@ impl Record {
                 None => (RunState::Lost, EXIT_REFUSED, words("the job ended and left no exit code")),
             },
             Cause::Canceled => {
-                (RunState::Canceled, own.unwrap_or(EXIT_CANCELED), words("canceled by request"))
+                // A job that ends well when it is told to has not done what it was started for.
+                let code = own.filter(|code| *code != 0).unwrap_or(EXIT_CANCELED);
+                (RunState::Canceled, code, words("canceled by request"))
             }
             Cause::Timeout => (RunState::Timeout, EXIT_TIMEOUT, words("killed at its time limit")),
             Cause::Refused => (
@@ -344,6 +346,7 @@ mod tests {
             (Cause::Exited, None, RunState::Lost, 125),
             (Cause::Canceled, Some(143), RunState::Canceled, 143),
             (Cause::Canceled, None, RunState::Canceled, 143),
+            (Cause::Canceled, Some(0), RunState::Canceled, 143),
             (Cause::Timeout, Some(137), RunState::Timeout, 124),
             (Cause::Refused, None, RunState::Failed, 125),
             (Cause::Refused, Some(127), RunState::Failed, 127),
