@@ -192,6 +192,12 @@ impl Run {
         Log::open(std::fs::File::open(self.dir.join(name)).ok()?, self.log_limit()).ok()
     }
 
+    /// How many bytes at the front of a log are given up, for who reads its file by offset: what lies before is a hole.
+    pub fn log_begins(&self, name: &str) -> u64 {
+        let length = std::fs::metadata(self.dir.join(name)).map_or(0, |found| found.len());
+        first_kept(length, self.log_limit())
+    }
+
     /// Bytes that a reader of the log would find now, and when it was last written.
     pub fn stat_log(&self, name: &str) -> Option<(u64, std::time::SystemTime)> {
         let found = std::fs::metadata(self.dir.join(name)).ok()?;

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde_json::{Value, json};
@@ -140,7 +139,7 @@ impl Inner {
                     self.append(event, &time, &data)?;
                 }
                 Told::Output => {
-                    let more = self.take_logs(run.dir(), state.is_final())?;
+                    let more = self.take_logs(run, state.is_final())?;
                     if !state.is_final() {
                         return Ok(false);
                     }
@@ -165,16 +164,21 @@ impl Inner {
     }
 
     /// Takes over whole lines of both logs, at the end the last one, too. Whether there may be more.
-    fn take_logs(&mut self, dir: &Path, ended: bool) -> Result<bool, JournalError> {
+    fn take_logs(&mut self, run: &Run, ended: bool) -> Result<bool, JournalError> {
         let mut more = false;
         for (index, channel) in ["stdout", "stderr"].into_iter().enumerate() {
-            let Ok(file) = File::open(dir.join(channel)) else { continue };
+            let Ok(file) = File::open(run.dir().join(channel)) else { continue };
             let size = file.metadata()?.len();
             let from = &mut self.logs[index];
-            // Rotated: what is there now is new.
-            *from = if *from > size { 0 } else { *from };
+            // What a log has given up is a hole in its file.
+            *from = run.log_begins(channel).clamp(*from, size.max(*from));
             let mut bytes = vec![0; PIECE.min(usize::try_from(size - *from).unwrap_or(PIECE))];
             file.read_exact_at(&mut bytes, *from)?;
+            if run.log_begins(channel) > *from {
+                // The hole came while it was read.
+                more = true;
+                continue;
+            }
             let end = *from + bytes.len() as u64;
             more |= end < size;
             let mut rest = bytes.as_slice();

@@ -1,7 +1,5 @@
 //! `/runs`: started as by a `ctl`, in the same queue, with the same record and journal.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +20,7 @@ use super::problem::Problem;
 use super::routes::without_verb;
 use super::{Api, body, health};
 use crate::cli::daemon::clock;
-use crate::jobs::{Command, Order, Run, RunState};
+use crate::jobs::{Command, Log, Order, Run, RunState};
 use crate::policy::digest::Digest;
 
 /// Runs of a page, and the most.
@@ -243,11 +241,14 @@ pub(super) async fn logs(
     };
     let (mut offset, follow) = (query.offset.unwrap_or(0), query.follow.unwrap_or(false));
     let body = streamed(move |sender| async move {
+        let mut log: Option<Arc<Log>> = None;
         loop {
             // The state first: what is there after the end is all.
             let over = !follow || run.state().is_final();
-            let path = run.dir().join(channel);
-            let piece = tokio::task::spawn_blocking(move || read(&path, offset)).await.unwrap_or_default();
+            log = log.or_else(|| run.open_log(channel).map(Arc::new));
+            let opened = log.clone();
+            let piece = tokio::task::spawn_blocking(move || read(opened.as_deref(), offset)).await;
+            let piece = piece.unwrap_or_default();
             offset += piece.len() as u64;
             if piece.is_empty() && over {
                 return;
@@ -266,9 +267,10 @@ pub(super) async fn logs(
 }
 
 /// A piece of a log; nothing where there is none.
-fn read(path: &std::path::Path, offset: u64) -> Vec<u8> {
+fn read(log: Option<&Log>, offset: u64) -> Vec<u8> {
+    let Some(log) = log else { return Vec::new() };
     let mut piece = vec![0; PIECE];
-    let length = File::open(path).and_then(|file| file.read_at(&mut piece, offset)).unwrap_or(0);
+    let length = log.read_at(&mut piece, offset).unwrap_or(0);
     piece.truncate(length);
     piece
 }
