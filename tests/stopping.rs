@@ -39,6 +39,10 @@ struct Foreground {
 
 impl Foreground {
     fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    fn start_with(dir: &Path, environment: &[(&str, &Path)]) -> Self {
         let (config, point) = (dir.join("addonfs.yaml"), dir.join("M"));
         std::fs::write(&config, "sources: []\n").unwrap();
         std::fs::create_dir(&point).unwrap();
@@ -50,6 +54,7 @@ impl Foreground {
             .arg("--cache-dir")
             .arg(dir.join("cache"))
             .arg(&point)
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
@@ -116,6 +121,29 @@ fn a_stop_that_every_process_hears_takes_the_mount_down() {
     }
     until("it did not end", || daemon.holder.try_wait().unwrap().is_some());
     assert!(!daemon.is_mounted(), "a mount without a daemon stays behind");
+}
+
+/// Units of `Type=notify` wait for the first of these words; a successor says it again.
+#[test]
+fn systemd_is_told_that_the_tree_answers_and_that_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut words = [0; 256];
+        let length = systemd.recv(&mut words).expect("nothing was said");
+        String::from_utf8_lossy(&words[..length]).trim_end().to_owned()
+    };
+    let mut daemon = Foreground::start_with(dir.path(), &[("NOTIFY_SOCKET", &path)]);
+    assert_eq!(heard(), "READY=1");
+    let status = std::fs::read(daemon.point.join(".addonfs/status.json")).unwrap();
+    let pid = serde_json::from_slice::<serde_json::Value>(&status).unwrap()["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    assert_eq!(heard(), "READY=1");
+    kill(daemon.pid(), Signal::SIGTERM).unwrap();
+    assert_eq!(heard(), "STOPPING=1");
+    until("it did not end", || daemon.holder.try_wait().unwrap().is_some());
 }
 
 /// A process and all below it.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::SigSet;
+use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
 use super::acquire::Rooms;
@@ -126,6 +127,7 @@ async fn live(
     let images = opened.serve_images(Side::Plain, &mut descriptors)?;
     http::start(Arc::clone(&opened.facts), &http, group).await;
     Ready::Mounted.say(&descriptors.ready);
+    tell_systemd(NotifyState::Ready);
     tracing::info!(mount_point = %opened.facts.options.mount_point.display(), resumed, "the tree answers");
     // Everything else has its own copies by now. The lock stays: a holder may be killed, and then it is ours alone.
     let Descriptors { lock: _lock, .. } = descriptors;
@@ -135,6 +137,7 @@ async fn live(
         () = stops.wait(&facts.jobs) => {}
         ended = spawner.ended() => die_without_spawner(&ended),
     }
+    tell_systemd(NotifyState::Stopping);
     take_down(&facts.options, &spawner).await?;
     http::stop(&facts);
     tokio::task::spawn_blocking(move || {
@@ -147,6 +150,14 @@ async fn live(
     })
     .await?;
     Ok(())
+}
+
+/// Says it to systemd where that listens (`Type=notify`). Each daemon says that it is ready: the first may have died
+/// before, and once more does no harm.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot tell systemd: {error}");
+    }
 }
 
 /// The rooms of a daemon, open and connected, with the drivers under way.
