@@ -45,7 +45,7 @@ impl Foreground {
     fn start_with(dir: &Path, environment: &[(&str, &Path)]) -> Self {
         let (config, point) = (dir.join("addonfs.yaml"), dir.join("M"));
         std::fs::write(&config, "sources: []\n").unwrap();
-        std::fs::create_dir(&point).unwrap();
+        std::fs::create_dir_all(&point).unwrap();
         let holder = Command::new(ADDONFS)
             .args(["mount", "--foreground", "--config"])
             .arg(config)
@@ -121,6 +121,21 @@ fn a_stop_that_every_process_hears_takes_the_mount_down() {
     }
     until("it did not end", || daemon.holder.try_wait().unwrap().is_some());
     assert!(!daemon.is_mounted(), "a mount without a daemon stays behind");
+}
+
+/// `umount` and not `addonfs umount`: nobody is left to answer, so nobody may keep the state directory either.
+#[test]
+fn a_mount_that_somebody_else_takes_down_ends_its_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Foreground::start(dir.path());
+    let images = daemon.point.join(".addonfs/xattr-images");
+    until("no daemon answered", || mount::connection_of(&images).is_some());
+    mount::unmount(&daemon.point).unwrap();
+    until("it did not end", || daemon.holder.try_wait().unwrap().is_some());
+    assert!(daemon.holder.wait().unwrap().success());
+    let mut again = Foreground::start(dir.path());
+    until("the next one did not mount", || again.is_mounted());
+    assert!(again.holder.try_wait().unwrap().is_none());
 }
 
 /// Units of `Type=notify` wait for the first of these words; a successor says it again.

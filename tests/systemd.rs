@@ -98,11 +98,13 @@ fn install_puts_units_where_systemd_looks() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for (unit, folder) in UNITS.into_iter().zip(["system", "system", "user"]) {
         let name = unit.rsplit('/').next().unwrap();
-        let text = std::fs::read_to_string(dir.path().join("usr/lib/systemd").join(folder).join(name)).unwrap();
+        let text =
+            std::fs::read_to_string(dir.path().join("usr/lib/systemd").join(folder).join(name)).unwrap();
         assert!(text.contains("ExecStart=/usr/bin/addonfs mount"), "{unit}: {text}");
         assert!(!text.contains("/usr/local"), "{unit}: {text}");
     }
-    for file in ["bin/addonfs", "share/man/man1/addonfs-mount.1", "share/bash-completion/completions/addonfs"] {
+    for file in ["bin/addonfs", "share/man/man1/addonfs-mount.1", "share/bash-completion/completions/addonfs"]
+    {
         assert!(dir.path().join("usr").join(file).exists(), "{file}");
     }
 }

@@ -24,7 +24,7 @@ use super::holder::{HOPELESS, HoldOptions, Ready};
 use super::inherit::Descriptors;
 use super::kept::{self, KeptTree};
 use super::reload::{Reloader, Reloads};
-use super::shutdown::{self, StopRequests};
+use super::shutdown::{self, Stop, StopRequests};
 use super::starts::Starts;
 use super::upkeep;
 use super::wiring;
@@ -38,6 +38,7 @@ use crate::fs::image::{Images, Side};
 use crate::fs::kernel::backing::Backings;
 use crate::fs::kernel::control::{ControlConnection, forget_name};
 use crate::fs::kernel::images::{ImageFs, ReadLimits, forget_content};
+use crate::fs::kernel::mount;
 use crate::fs::kernel::session::{SavedInit, Serving};
 use crate::jobs::Jobs;
 use crate::jobs::spawner::Spawner;
@@ -48,6 +49,9 @@ use crate::policy::platform::Platform;
 const LOCAL: Duration = Duration::from_secs(20);
 /// How long open files keep an unmounted connection served. Their readers get ENOTCONN afterwards.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// Between two looks whether the mount is still there; who mounts anew right after umount(8) waits that long.
+const GONE_LOOK: Duration = Duration::from_millis(500);
 
 /// Runs as the daemon: `addonfs __daemon OPTIONS`.
 pub(crate) fn main(options: &str) -> ExitCode {
@@ -135,6 +139,11 @@ async fn live(
     let Opened { facts, mut stops, .. } = opened;
     tokio::select! {
         () = stops.wait(&facts.jobs) => {}
+        () = gone(&control) => {
+            tracing::warn!("the mount was taken down by somebody else: ending when no run is live");
+            facts.stops.ask(Stop::Wait);
+            stops.wait(&facts.jobs).await;
+        }
         ended = spawner.ended() => die_without_spawner(&ended),
     }
     tell_systemd(NotifyState::Stopping);
@@ -387,9 +396,21 @@ fn die_without_spawner(ended: &std::io::Result<()>) -> ! {
 
 /// Detaches the mounts. The spawner does it: this process must not touch what it serves.
 async fn take_down(options: &HoldOptions, spawner: &Spawner) -> anyhow::Result<()> {
+    let mut paths = vec![options.mount_point.clone()];
     if !options.nested() {
-        wiring::unmount(spawner, &options.images_dir).await?;
-        wiring::unmount(spawner, &options.xattr_images_dir()).await?;
+        paths.extend([options.images_dir.clone(), options.xattr_images_dir()]);
     }
-    wiring::unmount(spawner, &options.mount_point).await
+    // Somebody else may have been there before: umount(8), or whoever aborted the connection and cleared up.
+    for path in paths.iter().rev().filter(|path| mount::connection_of(path).is_some()) {
+        wiring::unmount(spawner, path).await?;
+    }
+    Ok(())
+}
+
+/// Waits until the kernel has no use for the connection any more: unmounted by umount(8) and no file of it open, or
+/// aborted. A daemon that went on would answer nobody, and keep the state directory from the next mount.
+async fn gone(connection: &Serving) {
+    while !connection.finished() {
+        tokio::time::sleep(GONE_LOOK).await;
+    }
 }
