@@ -6,6 +6,7 @@ mod control;
 #[path = "common/mounted.rs"]
 mod mounted;
 
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -82,6 +83,27 @@ impl Drop for Foreground {
     }
 }
 
+/// The end of systemd that services talk to.
+struct Systemd {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Systemd {
+    fn listen(dir: &Path) -> Self {
+        let path = dir.join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, path }
+    }
+
+    fn heard(&self) -> String {
+        let mut words = [0; 256];
+        let length = self.socket.recv(&mut words).expect("nothing was said");
+        String::from_utf8_lossy(&words[..length]).trim_end().to_owned()
+    }
+}
+
 fn until(what: &str, mut is: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is() {
@@ -127,9 +149,9 @@ fn a_stop_that_every_process_hears_takes_the_mount_down() {
 #[test]
 fn a_mount_that_somebody_else_takes_down_ends_its_daemon() {
     let dir = tempfile::tempdir().unwrap();
-    let mut daemon = Foreground::start(dir.path());
-    let images = daemon.point.join(".addonfs/xattr-images");
-    until("no daemon answered", || mount::connection_of(&images).is_some());
+    let systemd = Systemd::listen(dir.path());
+    let mut daemon = Foreground::start_with(dir.path(), &[("NOTIFY_SOCKET", &systemd.path)]);
+    assert_eq!(systemd.heard(), "READY=1");
     mount::unmount(&daemon.point).unwrap();
     until("it did not end", || daemon.holder.try_wait().unwrap().is_some());
     assert!(daemon.holder.wait().unwrap().success());
@@ -142,22 +164,15 @@ fn a_mount_that_somebody_else_takes_down_ends_its_daemon() {
 #[test]
 fn systemd_is_told_that_the_tree_answers_and_that_it_ends() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("notify");
-    let systemd = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
-    let heard = || {
-        let mut words = [0; 256];
-        let length = systemd.recv(&mut words).expect("nothing was said");
-        String::from_utf8_lossy(&words[..length]).trim_end().to_owned()
-    };
-    let mut daemon = Foreground::start_with(dir.path(), &[("NOTIFY_SOCKET", &path)]);
-    assert_eq!(heard(), "READY=1");
+    let systemd = Systemd::listen(dir.path());
+    let mut daemon = Foreground::start_with(dir.path(), &[("NOTIFY_SOCKET", &systemd.path)]);
+    assert_eq!(systemd.heard(), "READY=1");
     let status = std::fs::read(daemon.point.join(".addonfs/status.json")).unwrap();
     let pid = serde_json::from_slice::<serde_json::Value>(&status).unwrap()["pid"].as_i64().unwrap();
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
-    assert_eq!(heard(), "READY=1");
+    assert_eq!(systemd.heard(), "READY=1");
     kill(daemon.pid(), Signal::SIGTERM).unwrap();
-    assert_eq!(heard(), "STOPPING=1");
+    assert_eq!(systemd.heard(), "STOPPING=1");
     until("it did not end", || daemon.holder.try_wait().unwrap().is_some());
 }
 
