@@ -10,6 +10,7 @@ from filesystem import read, walk
 from foreground import foreground
 from job import job
 from layers import layers
+from many import many
 from process import million, remount, steady
 from prepare import nydus, optimized
 from report import keep, table, write
@@ -19,7 +20,7 @@ from trees import forms
 
 MEASURES = {
     "walk": walk, "read": read, "remount": remount, "job": job, "start": start, "forms": forms, "layers": layers,
-    "million": million, "steady": steady, "foreground": foreground,
+    "million": million, "steady": steady, "foreground": foreground, "many": many,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from start import ALONE
 IMAGE = "estargz/science"
 READS = 100
 # Nothing but the rate of the link holds it up.
-FULL = "prefetch: {fill: true}"
+FULL = "prefetch: {fill: true, bandwidth: 1Gi}"
 
 
 def foreground(bench):

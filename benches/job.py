@@ -36,7 +36,8 @@ def job(bench):
 
 def _compare(bench, daemon, runtime, config, name, argv, words):
     program = daemon.mount_point / "tools" / name / "run"
-    with Bundle(bench, runtime, config, argv, True) as held, Bundle(bench, runtime, config, argv, False) as made:
+    held, made = (Bundle(bench, runtime, config, argv, there) for there in (True, False))
+    with held, made:
         pairs, alone = Pairs(), []
         for _ in range(3):
             first_output(program), first_output(*held.command()), first_output(*made.command())
@@ -72,16 +73,16 @@ def generated(daemon):
 class Bundle:
     """A bundle on ext4 with a given config.json. A context manager."""
 
-    def __init__(self, bench, runtime, config, argv, network_is_there):
+    def __init__(self, bench, runtime, config, argv, network_is_there, number=0):
         self.runtime, self.count = runtime, 0
-        self.folder = bench.work / "bundles" / f"{runtime}-{'held' if network_is_there else 'made'}"
+        self.folder = bench.work / "bundles" / f"{runtime}-{'held' if network_is_there else 'made'}-{number}"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.network = self.folder / "network" if network_is_there else None
         config = json.loads(json.dumps(config))
         config["process"]["args"] = argv
         config["root"]["path"] = str(bench.unpacked("tools"))
-        config["linux"]["cgroupsPath"] = f"/addonfs-bench-{os.getpid()}"
+        config["linux"]["cgroupsPath"] = f"/addonfs-bench-{os.getpid()}-{number}"
         for mount in config["mounts"]:
             if mount["source"].startswith("/"):
                 mount["source"] = self._copy(mount["source"])
