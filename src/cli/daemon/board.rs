@@ -10,6 +10,7 @@
 
 mod rearrange;
 mod show;
+mod telling;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use self::telling::Telling;
 use super::candidate::{Candidate, json_file, spec_yaml};
 use super::clock;
 pub(crate) use rearrange::{Lost, Rearranged, Verdict};
@@ -68,7 +70,7 @@ pub(crate) struct Board {
     arrived: AtomicU64,
     events: EventSink,
     jobs: OnceLock<Jobs>,
-    on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    telling: Telling,
     seats: AtomicU64,
     /// Sources that were added at run time and are not on the board, a line each.
     left_out: Mutex<Vec<String>>,
@@ -104,7 +106,7 @@ impl Board {
             arrived: AtomicU64::new(0),
             events,
             jobs: OnceLock::new(),
-            on_change: OnceLock::new(),
+            telling: Telling::default(),
             left_out: Mutex::default(),
         }
     }
@@ -153,7 +155,7 @@ impl Board {
     /// Gives the board the jobs room and whom to call after each change of what is shown.
     pub(crate) fn connect(&self, jobs: Jobs, on_change: impl Fn() + Send + Sync + 'static) {
         let _ = self.jobs.set(jobs);
-        let _ = self.on_change.set(Box::new(on_change));
+        self.telling.connect(on_change);
     }
 
     /// Rises with every change.
@@ -257,9 +259,7 @@ impl Board {
     }
 
     fn tell_tree(&self) {
-        if let Some(on_change) = self.on_change.get() {
-            on_change();
-        }
+        self.telling.tell();
     }
 
     /// How far the source at `seat` is.
