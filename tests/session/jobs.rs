@@ -169,6 +169,11 @@ fn signals_cancel() {
     let waiting = s.start("exec $M/tools/sh/runs/w/wait");
     let following = s.start("exec $M/tools/sh/runs/w/follow");
     let impatient = s.start("exec $M/tools/sh/runs/w/wait");
+    // A shell that is told to exec forgets a signal that comes just before.
+    let comm = format!("/proc/{}/comm", impatient.pid());
+    eventually("the shell has become the program", || {
+        std::fs::read_to_string(&comm).ok().filter(|name| name != "bash\n")
+    });
     impatient.signal(Signal::SIGINT);
     assert_eq!(impatient.finish().code, 130);
     assert_eq!(s.cat("tools/sh/runs/w/state"), "running\n");
